@@ -1,0 +1,39 @@
+# make demo   install everything, make pictures of a real person, say where they are
+# make test   install everything, run the tests
+# make check  lint and test: what CI runs
+# make clean  remove what the others made; .venv stays (make VENV=... for another one)
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.idgen-is-installed
+PICTURES := demo/pictures
+WORKERS ?= 2
+
+.PHONY: setup demo test lint check clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt .ci/install
+	bash .ci/install "$(VENV)"
+	@touch $@
+
+demo: $(READY)
+	@mkdir -p demo
+	@$(BIN)/python -c "from PIL import Image; from skimage import data; \
+	  Image.fromarray(data.astronaut()).save('demo/astronaut.png')"  # Eileen Collins, NASA, public domain
+	$(BIN)/idgen generate --face demo/astronaut.png --prompt "a photo of a smiling woman" --out $(PICTURES)
+	@echo "The pictures, with the photo beside them: $(CURDIR)/$(PICTURES)/sheet.png"
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint test
+
+clean:
+	rm -rf demo build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

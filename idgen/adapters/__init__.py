@@ -1,0 +1,1 @@
+"""Identity adapters: what turns a face vector into tokens that the layers of a UNet look at."""

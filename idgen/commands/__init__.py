@@ -1,0 +1,1 @@
+"""Small commands, each loaded when it is called."""

@@ -1,0 +1,1 @@
+"""Pictures with labels: tables, captions, scenes."""

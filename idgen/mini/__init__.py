@@ -1,0 +1,8 @@
+"""Where the embedded model lies; no logic."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+FACES = ROOT / "faces"  # det_mini.onnx and rec_mini.onnx: a folder that insightface's FaceAnalysis opens
+BASE = ROOT / "base"  # a Stable Diffusion checkpoint in the ordinary diffusers layout
+ADAPTER = ROOT / "adapter" / "faceid_mini.safetensors"  # with its JSON beside it

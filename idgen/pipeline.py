@@ -1,0 +1,324 @@
+"""Stable Diffusion with people in it: the diffusers pipelines, and an identity a row.
+
+::
+
+    pipe = IDPipeline.from_pretrained("mini")
+    pipe("a photo of a woman", identity=Identity.load("who.safetensors"), seed=0).images[0]
+
+Everything that the pipelines of diffusers do stays as it is. Without an identity, or at strength 0, the
+pictures are those of the base model, bit for bit.
+
+Shapes: R rows, P = R * num_images_per_prompt pictures, in the order row 0, row 0, ..., row 1, ...
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from safetensors import SafetensorError
+
+from idgen import mini
+from idgen.adapters.call import finite, plain, read_call, spread_to_pictures
+from idgen.adapters.checkpoint import AdapterFile, read_adapter, write_adapter
+from idgen.adapters.conditioning import conditioned
+from idgen.adapters.install import install_adapter, remove_adapter
+from idgen.adapters.rows import Person, identity_rows
+from idgen.config import from_mapping, nearest
+from idgen.diffusion.schedule import IDSchedule
+from idgen.errors import ConfigError, ModelNotFoundError, WeightsError
+from idgen.identity import Identity
+from idgen.storage import write_json
+
+DEFAULTS_NAME = "idgen.json"  # beside model_index.json: the settings a model likes best
+ADAPTER_FOLDER = "adapter"  # in a saved pipeline
+
+_KINDS = {
+    "StableDiffusionPipeline": (StableDiffusionPipeline, "IDPipeline"),
+    "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, "IDPipelineXL"),
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_SETTINGS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """Settings that a model likes best; they hold where a call does not say otherwise."""
+
+    num_inference_steps: int = 30
+    guidance_scale: float = 7.0
+
+
+class IdentityMixin(DiffusionPipeline):
+    """What idgen adds to a diffusers pipeline with a UNet. Use ``IDPipeline`` or ``IDPipelineXL``."""
+
+    model_defaults: ClassVar[Defaults] = Defaults()
+    _adapter: AdapterFile | None = None
+    _defaults: Defaults | None = None
+
+    @property
+    def adapter(self) -> AdapterFile | None:
+        """The adapter that is loaded, with its card."""
+        return self._adapter
+
+    @property
+    def defaults(self) -> Defaults:
+        """The model's own settings, from ``idgen.json`` in its folder or else those usual for its kind."""
+        return self._defaults or self.model_defaults
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **settings: Any) -> Self:  # noqa: ANN401  # pyright: ignore
+        """Open the embedded model (``"mini"``), a diffusers folder, or a model of the Hub.
+
+        The adapter that lies in the folder (``save_pretrained`` puts it there) is loaded with it, and so is
+        mini's own.
+
+        Args:
+            model: ``"mini"``, a folder, or an id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``.
+            settings: as for diffusers.
+
+        Raises:
+            ModelNotFoundError: if it is not on this disk and cannot be had, or a part is missing.
+            WeightsError: if a file of weights is damaged, or the adapter beside it does not fit.
+            ConfigError: if it is a model of another kind.
+        """
+        folder = _find_model(model)
+        index = _read_index(folder, settings)
+        _check_kind(cls, index, str(model))
+        _check_components(Path(folder), index, settings)
+        try:
+            pipe = super().from_pretrained(folder, **settings)
+        except OSError as error:
+            raise ModelNotFoundError(
+                f"the model {model} is incomplete: {str(error).splitlines()[0]}"
+            ) from None
+        except SafetensorError as error:
+            raise WeightsError(f"the model {model} holds a damaged file of weights: {error}") from None
+        defaults = Path(folder) / DEFAULTS_NAME
+        if defaults.is_file():
+            pipe._defaults = _read_defaults(defaults)
+        if model == "mini":
+            pipe.load_adapter(mini.ADAPTER)
+        elif (Path(folder) / ADAPTER_FOLDER).is_dir():
+            pipe.load_adapter(Path(folder) / ADAPTER_FOLDER)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # noqa: ANN401 # pyright: ignore
+        """Save as an ordinary diffusers folder, with ``adapter/`` and ``idgen.json`` beside the base model.
+
+        Plain diffusers opens the base model from it, and the adapter by ``load_ip_adapter``.
+        """
+        super().save_pretrained(str(save_directory), **settings)
+        folder = Path(save_directory)
+        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
+        index["_class_name"] = next(
+            c.__name__ for c in type(self).__mro__ if c.__module__.startswith("diffusers.")
+        )
+        write_json(folder / self.config_name, index)
+        write_json(folder / DEFAULTS_NAME, asdict(self.defaults))
+        if self._adapter is not None:
+            place = folder / ADAPTER_FOLDER
+            place.mkdir(exist_ok=True)
+            file = self._adapter
+            write_adapter(place / f"{file.path.stem}.safetensors", file.adapter, file.card, dtype=file.dtype)
+
+    def load_adapter(self, path: str | Path | AdapterFile, *, encoder: str | None = None) -> AdapterFile:
+        """Put an IP-Adapter FaceID file on the model, in place of the one before.
+
+        Args:
+            path: the file, a folder with exactly one, or what ``read_adapter`` made of it.
+            encoder: whose face vectors it reads, where the file does not say so.
+
+        Raises:
+            ModelNotFoundError: if there is no such file.
+            WeightsError: if it is of another family or does not fit this model; what was there before stays.
+        """
+        file = path if isinstance(path, AdapterFile) else read_adapter(path, encoder=encoder)
+        install_adapter(self.unet, file.adapter)
+        self._adapter = file
+        return file
+
+    def unload_adapter(self) -> None:
+        """Take the adapter off; the model is bit for bit what it was."""
+        remove_adapter(self.unet)
+        self._adapter = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        identity: Identity | Sequence[Person] | None = None,
+        id_scale: float | Sequence[float] = 1.0,
+        id_start: float = 0.0,
+        id_end: float = 1.0,
+        id_layers: Mapping[str, float] | None = None,
+        lora_scale: float = 1.0,
+        seed: int | Sequence[int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        **settings: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - what the diffusers pipeline returns
+        """Make pictures: row i shows ``identity[i]`` as ``prompt[i]`` asks, from a seed of its own.
+
+        Args:
+            prompt: one, or one a row.
+            identity: one person for all rows, or a list with one entry a row: an Identity, a list of them
+                (several references of one person), or None (nobody: the base model).
+            id_scale: strength of the identity, >= 0: one, or one a row, or one a picture.
+            id_start: part of the denoising from which on the identity has a say, in [0, 1).
+            id_end: part up to which it has, in (0, 1].
+            id_layers: factors on the strength by layer group, as in ``IDSchedule.layers``.
+            lora_scale: strength of the adapter's LoRA part, where it has one; off in rows of strength 0.
+            seed: of the noise: one (it counts on from picture to picture), one a row, or one a picture.
+            num_inference_steps: the model's own where None.
+            guidance_scale: the model's own where None; 1 switches guidance off.
+            num_images_per_prompt: pictures a row.
+            settings: everything else that the diffusers pipeline takes; prompts may be one or one a row.
+
+        Raises:
+            ConfigError: if a value is out of range, lists differ in length, or no adapter is loaded.
+            EncoderMismatchError: if an identity is of another encoder than the adapter's.
+        """
+        defaults = self.defaults
+        call = read_call(
+            {
+                "prompt": prompt,
+                "seed": seed,
+                "num_inference_steps": defaults.num_inference_steps
+                if num_inference_steps is None
+                else num_inference_steps,
+                "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale,
+                "num_images_per_prompt": num_images_per_prompt,
+                **settings,
+            },
+            identity,
+        )
+        scales = spread_to_pictures(plain(id_scale), call.num_rows, call.num_images, "id_scale")
+        schedule = IDSchedule(scale=tuple(scales), id_start=id_start, id_end=id_end, layers=id_layers or {})
+        with self._conditioned(call.persons, schedule, finite(lora_scale, "lora_scale"), call.num_images):
+            return super().__call__(**call.settings)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _conditioned(
+        self, persons: list[Person], schedule: IDSchedule, lora_scale: float, num_images: int
+    ) -> AbstractContextManager[None]:
+        """A block in which the UNet sees these persons; nothing at all if there are none."""
+        if all(person is None for person in persons):
+            return nullcontext()
+        if self._adapter is None:
+            raise ConfigError(
+                "an identity was given, but no adapter is loaded; load one with pipe.load_adapter(FILE)"
+            )
+        rows = identity_rows(persons, self._adapter, num_images)
+        adapter = self._adapter.adapter.to(self._execution_device, self.unet.dtype)
+        if not adapter.is_on(self.unet):  # pipe.unet was exchanged
+            install_adapter(self.unet, adapter)
+        return conditioned(
+            self.unet,
+            adapter,
+            rows,
+            schedule,
+            lora_scale=lora_scale,
+            num_steps=lambda: self.num_timesteps,  # pyright: ignore[reportAttributeAccessIssue]
+        )
+
+    def maybe_free_model_hooks(self) -> None:
+        """Called by diffusers at the end of a call: with cpu offload the adapter goes to the CPU as well."""
+        super().maybe_free_model_hooks()
+        if self._adapter is not None and getattr(self, "_all_hooks", []):
+            self._adapter.adapter.to("cpu")
+
+
+class IDPipeline(IdentityMixin, StableDiffusionPipeline):  # pyright: ignore
+    """Stable Diffusion 1.x and 2.x, and idgen's ``mini``, with an identity a row."""
+
+
+class IDPipelineXL(IdentityMixin, StableDiffusionXLPipeline):  # pyright: ignore
+    """Stable Diffusion XL with an identity a row."""
+
+    model_defaults: ClassVar[Defaults] = Defaults(guidance_scale=5.0)
+
+
+def open_pipeline(model: str | Path, **settings: Any) -> IDPipeline | IDPipelineXL:  # noqa: ANN401
+    """Open a model with the pipeline of its kind; the arguments are those of ``IDPipeline.from_pretrained``.
+
+    Raises:
+        ModelNotFoundError: if it is not on this disk and cannot be had.
+        ConfigError: if it is neither SD 1.x, 2.x nor SDXL.
+    """
+    index = _read_index(_find_model(model), settings)
+    return (IDPipelineXL if "XL" in str(index.get("_class_name")) else IDPipeline).from_pretrained(
+        model, **settings
+    )
+
+
+def _find_model(model: str | Path) -> str:
+    """The folder of a model, or its id on the Hub, whichever ``model`` means."""
+    if model == "mini":
+        if not (mini.BASE / DiffusionPipeline.config_name).is_file():
+            raise ModelNotFoundError(f"the embedded model is missing from {mini.BASE}; install idgen again")
+        return str(mini.BASE)
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise ModelNotFoundError(
+            f"{model} is a file, a diffusers folder is wanted; convert it: "
+            f"IDPipeline.from_single_file({str(model)!r}).save_pretrained(FOLDER)"
+        )
+    if path.is_dir():
+        if not (path / DiffusionPipeline.config_name).is_file():
+            raise ModelNotFoundError(f"{model} is no diffusers folder: it holds no model_index.json")
+        return str(path)
+    if not _HUB_ID.fullmatch(str(model)):
+        raise ModelNotFoundError(
+            f"no such model: {model} is no folder here{nearest(str(model), ['mini'])} "
+            "(known by name: mini; models of the Hub are written OWNER/NAME)"
+        )
+    return str(model)
+
+
+def _read_index(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The model_index.json of a model found by ``_find_model``."""
+    hub = {name: settings[name] for name in _HUB_SETTINGS if name in settings}
+    try:
+        return DiffusionPipeline.load_config(model, **hub)  # pyright: ignore[reportReturnType]
+    except OSError:
+        raise ModelNotFoundError(
+            f"the model {model} is not on this disk, and the Hub cannot be reached or has no such model; "
+            f"where there is a network get it with `hf download {model}`, or name a folder that holds it"
+        ) from None
+
+
+def _check_kind(cls: type, index: Mapping[str, Any], model: str) -> None:
+    """Refuse a model that the class cannot hold, with the class that can."""
+    kind = str(index.get("_class_name"))
+    if kind not in _KINDS:
+        raise ConfigError(f"{model} is a {kind}; idgen opens Stable Diffusion 1.x, 2.x and SDXL")
+    base, name = _KINDS[kind]
+    if not issubclass(cls, base):
+        raise ConfigError(f"{model} is a {kind}; open it with {name}")
+
+
+def _check_components(folder: Path, index: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse a folder without all parts that its index names; a missing tokenizer would be made up empty."""
+    if not folder.is_dir():
+        return  # a model of the Hub, which diffusers looks after
+    for name, entry in index.items():
+        is_component = isinstance(entry, list | tuple) and len(entry) == 2 and None not in entry
+        if is_component and name not in settings and not (folder / name).is_dir():
+            raise ModelNotFoundError(f"the model {folder} is incomplete: it has no {name}/")
+
+
+def _read_defaults(path: Path) -> Defaults:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    return from_mapping(Defaults, values, at=str(path))

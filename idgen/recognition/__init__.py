@@ -1,0 +1,1 @@
+"""What face recognisers are made of: networks and the optimiser that trains them."""

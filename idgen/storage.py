@@ -1,0 +1,73 @@
+"""Files that are whole or not there: written under a temporary name, flushed, then renamed."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from idgen.errors import IdgenError, StorageError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that takes its place only once it is whole on the disk.
+
+    Whatever goes wrong inside the block, Ctrl-C included, an older file of that name stays as it was and the
+    temporary one is removed.
+
+    Raises:
+        StorageError: if the folder is missing or not writable, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".idgen-", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write into {path.parent}: {_reason(error)}") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(
+            0o666 & ~_umask()
+        )  # mkstemp gives 0600; a picture should be as readable as any other file
+        temporary.replace(path)
+    except IdgenError:  # some are OSErrors too
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} was not written: {_reason(error)}; nothing was left behind") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Put ``data`` into the file ``path``, whole or not at all.
+
+    Raises:
+        StorageError: as for `replacing`.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_json(path: str | Path, values: Any) -> None:  # noqa: ANN401 - plain data of any shape
+    """Put plain data into the file ``path`` as indented JSON, whole or not at all.
+
+    Raises:
+        StorageError: as for `replacing`.
+    """
+    write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,134 @@
+"""What every training program shares: the run folder, progress, the moving average and the data's order."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from idgen.config import to_yaml
+from idgen.errors import RunFolderError
+
+CHECKPOINT_EVERY = 200  # steps: a few minutes of work at most are done again
+
+
+@dataclass
+class Progress:
+    """The part of a run that a checkpoint must bring back."""
+
+    step: int = 0
+    images_seen: int = 0
+
+
+class TrainingRun:
+    """A run folder: resolved configuration, versions, the log as JSON lines, checkpoints written whole."""
+
+    def __init__(self, folder: Path, config: Any) -> None:  # noqa: ANN401 - any configuration dataclass
+        """Open ``folder`` for ``config``, new or to go on with.
+
+        Raises:
+            RunFolderError: if the folder holds a run with other settings.
+        """
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        resolved, written = to_yaml(config), folder / "config.yaml"
+        if written.exists() and written.read_text() != resolved:
+            raise RunFolderError(
+                f"{folder} holds a run with other settings ({written}); "
+                "choose another --out, or give the settings of that run to go on with it"
+            )
+        written.write_text(resolved)
+        (folder / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
+        self._started = time.monotonic()
+
+    def log(self, name: str, progress: Progress, terms: Mapping[str, float]) -> None:
+        """Add a line to ``<name>.jsonl`` and show it."""
+        line = {**asdict(progress), "seconds": round(time.monotonic() - self._started, 1), **terms}
+        with (self.folder / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in terms.items())
+        print(f"{name} {progress.step:6d}  {line['seconds']:7.1f} s  {shown}", flush=True)
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint under a temporary name, then rename: it is whole or absent."""
+        path = self.folder / f"{name}.pt"
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def checkpoint_due(self, step: int, last: int) -> bool:
+        """Whether step ``step`` of ``last`` is one to save after."""
+        return step % CHECKPOINT_EVERY == 0 or step == last
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The checkpoint of that name, or None if there is none yet."""
+        path = self.folder / f"{name}.pt"
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    names = ("torch", "diffusers", "transformers", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+class MovingAverage:
+    """Exponential moving average of weights, with a warm-up so that the first steps are forgotten.
+
+    ``decay_t = min(decay, (1 + t) / (10 + t))``, as TensorFlow's ExponentialMovingAverage has it.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
+        self.decay = decay
+        self.weights = {
+            f"{name}/{key}": value.detach().clone()
+            for name, module in modules.items()
+            for key, value in module.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, modules: Mapping[str, nn.Module], step: int) -> None:
+        """Move the averages towards the weights of ``modules`` after optimizer step ``step``."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, module in modules.items():
+            for key, value in module.state_dict().items():
+                average = self.weights[f"{name}/{key}"]
+                if average.is_floating_point():
+                    average.lerp_(value, 1 - decay)
+                else:
+                    average.copy_(value)
+
+    def of(self, name: str) -> dict[str, Tensor]:
+        """The averaged state dict of one module."""
+        prefix = f"{name}/"
+        return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+
+
+def step_generator(seed: int, step: int, *, rank: int = 0) -> torch.Generator:
+    """Randomness that depends on (seed, rank, step) alone, so that resuming equals not stopping."""
+    mixed = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def batch_rows(num_rows: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """Rows of batch ``step``: every epoch is one permutation, a function of (seed, epoch) alone."""
+    start = step * batch_size
+    positions = np.arange(start, start + batch_size)
+    epochs = positions // num_rows
+    orders = {e: np.random.default_rng([seed, int(e)]).permutation(num_rows) for e in np.unique(epochs)}
+    return np.asarray([orders[e][p % num_rows] for e, p in zip(epochs, positions, strict=True)])

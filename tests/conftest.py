@@ -1,0 +1,140 @@
+"""Tiny real models, built offline from the real classes, and the optional data beside the clone."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from idgen.adapters.install import IDAdapter
+from idgen.identity import Identity
+
+torch.set_num_threads(1)  # tiny models: threads would only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _folder_from(variable: str) -> Path:
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} is not set: this test reads data that does not travel with the repository")
+    if not Path(folder).is_dir():
+        pytest.fail(f"{variable}={folder} is not a folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def faces_folder() -> Path:
+    """Folder of `faces_train.parquet`, `faces_test.parquet` and `pairs_test.csv`."""
+    return _folder_from("IDGEN_FACES")
+
+
+@pytest.fixture(scope="session")
+def weights_folder() -> Path:
+    """Folder of the teacher's and the judge's networks."""
+    return _folder_from("IDGEN_WEIGHTS")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocab = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocab)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+def tiny_unet(cross_attention_dim: int, **settings: object) -> UNet2DConditionModel:
+    """A UNet of the real class with two levels and cross-attention in one of them and in the middle."""
+    widths = {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16),
+        "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8, "norm_num_groups": 4,
+    }  # fmt: skip
+    return UNet2DConditionModel(**{**widths, "cross_attention_dim": cross_attention_dim, **settings})
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
+    )  # fmt: skip
+
+
+def tiny_text_config(tokenizer: CLIPTokenizer, width: int = 16) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=16, num_attention_heads=2,
+        num_hidden_layers=2, max_position_embeddings=16, bos_token_id=52, eos_token_id=53, pad_token_id=53,
+        projection_dim=width,
+    )  # fmt: skip
+
+
+def tiny_scheduler(**settings: object) -> DDIMScheduler:
+    common = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return DDIMScheduler(**{**common, "clip_sample": False, "set_alpha_to_one": False, **settings})
+
+
+@pytest.fixture
+def tiny_sd(tiny_tokenizer: CLIPTokenizer) -> dict[str, object]:
+    """The components of Stable Diffusion 1.x with the widths turned down."""
+    torch.manual_seed(0)
+    return {
+        "unet": tiny_unet(16).eval(),
+        "vae": tiny_vae().eval(),
+        "text_encoder": CLIPTextModel(tiny_text_config(tiny_tokenizer)).eval(),
+        "tokenizer": tiny_tokenizer,
+        "scheduler": tiny_scheduler(),
+    }
+
+
+@pytest.fixture
+def tiny_sdxl(tiny_tokenizer: CLIPTokenizer) -> dict[str, object]:
+    """The components of SDXL with the widths turned down: two text encoders, pooled text, size conditioning."""
+    torch.manual_seed(0)
+    unet = tiny_unet(
+        32, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 16, transformer_layers_per_block=(1, 2), use_linear_projection=True,
+    )  # fmt: skip
+    return {
+        "unet": unet.eval(),
+        "vae": tiny_vae().eval(),
+        "text_encoder": CLIPTextModel(tiny_text_config(tiny_tokenizer)).eval(),
+        "text_encoder_2": CLIPTextModelWithProjection(tiny_text_config(tiny_tokenizer)).eval(),
+        "tokenizer": tiny_tokenizer,
+        "tokenizer_2": tiny_tokenizer,
+        "scheduler": tiny_scheduler(),
+    }
+
+
+@pytest.fixture
+def random_adapter() -> Callable[..., IDAdapter]:
+    """Makes an adapter for a UNet with no weight at zero, so that whatever it should change it changes."""
+
+    def make(unet: UNet2DConditionModel, *, seed: int = 0, **settings: int) -> IDAdapter:
+        adapter = IDAdapter.for_unet(unet, **{"id_dim": 8, **settings})
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in adapter.named_parameters():
+            size = 0.2 if "_lora" in name else 0.5 if weight.ndim > 1 else 1.0  # about as large as the base's
+            weight.data = torch.randn(weight.shape, generator=generator) * size
+        return adapter.requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def person() -> Callable[..., Identity]:
+    """Makes the identity of person number i: unit vectors of 8 numbers, far from each other."""
+
+    def make(i: int, *, encoder: str = "tiny@0123456789ab", dim: int = 8) -> Identity:
+        vector = torch.randn(dim, generator=torch.Generator().manual_seed(100 + i))
+        return Identity.from_vector((vector / vector.norm()).numpy(), encoder)
+
+    return make
