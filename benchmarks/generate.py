@@ -36,12 +36,9 @@ def plain_pipeline(*, with_adapter: bool) -> StableDiffusionPipeline:
     pipe.set_progress_bar_config(disable=True)
     if with_adapter:
         pipe.load_ip_adapter(
-            str(file.parent),
-            subfolder="",
-            weight_name=file.name,
-            image_encoder_folder=None,
+            str(mini.ADAPTER.parent), subfolder="", weight_name=mini.ADAPTER.name, image_encoder_folder=None,
             low_cpu_mem_usage=False,
-        )
+        )  # fmt: skip
     return pipe
 
 

@@ -8,8 +8,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-import importlib  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+import importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from idgen.errors import IdgenError as IdgenError

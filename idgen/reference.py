@@ -42,7 +42,7 @@ def read_reference(
 ) -> Reference:
     """One person from photos, from identities that `idgen embed` saved, or from both.
 
-    Photos that look like somebody else are left out (`idgen.identity.fuse`, robust). The first encoder decides
+    Photos that look like somebody else are left out (`idgen.identity.fuse`, robust). The first encoder says
     which; the others follow it, so that all describe the same photos.
 
     Args:

@@ -35,7 +35,9 @@ class Registry(Generic[T]):
         """
         if name not in self._factories:
             known = sorted(self)
-            raise UnknownNameError(f"no {self.kind} called {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+            raise UnknownNameError(
+                f"no {self.kind} called {name!r}{nearest(name, known)} (known: {', '.join(known)})"
+            )
         return self._factories[name](**settings)
 
     def __iter__(self) -> Iterator[str]:

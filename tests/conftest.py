@@ -97,11 +97,12 @@ def tiny_sd(tiny_tokenizer: CLIPTokenizer) -> dict[str, object]:
 
 @pytest.fixture
 def tiny_sdxl(tiny_tokenizer: CLIPTokenizer) -> dict[str, object]:
-    """The components of SDXL with the widths turned down: two text encoders, pooled text, size conditioning."""
+    """The components of SDXL, widths turned down: two text encoders, pooled text, size conditioning."""
     torch.manual_seed(0)
     unet = tiny_unet(
         32, addition_embed_type="text_time", addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=6 * 4 + 16, transformer_layers_per_block=(1, 2), use_linear_projection=True,
+        projection_class_embeddings_input_dim=6 * 4 + 16, transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
     )  # fmt: skip
     return {
         "unet": unet.eval(),

@@ -28,7 +28,8 @@ def scene(size_px: int) -> np.ndarray:
     portrait = Image.fromarray(astronaut())
     half = size_px * 3 // 5
     picture.paste(portrait.resize((half, half)), (0, 0))
-    picture.paste(portrait.resize((half // 2, half // 2)), (half, half))
+    rest = size_px - half
+    picture.paste(portrait.resize((rest, rest)), (half, half))
     return np.array(picture)
 
 

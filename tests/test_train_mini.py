@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 from idgen.adapters.checkpoint import read_adapter
 
@@ -152,6 +153,20 @@ def test_resuming_mini_equals_not_stopping(drawn_faces: Path, tiny_vae_folder: P
     run("mini.py", tmp_path / "parts", *settings, "denoiser.steps=4")
     whole, parts = (torch.load(tmp_path / name / "denoiser.pt")["average"] for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_training_goes_on_from_exported_weights(
+    drawn_faces: Path, tiny_vae_folder: Path, tiny_mini: Path, tmp_path: Path
+) -> None:
+    settings = (f"faces={drawn_faces}", f"vae={tiny_vae_folder}", *MINI, "denoiser.steps=0")
+    run("mini.py", tmp_path / "again", *settings, f"start={tiny_mini}")
+    for part in ("base/unet/diffusion_pytorch_model.safetensors", "adapter/faceid_mini.safetensors"):
+        before, after = load_file(tiny_mini / part), load_file(tmp_path / "again" / part)
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    run("vae.py", tmp_path / "vae", f"faces={drawn_faces}", *VAE, "steps=0", f"start={tiny_vae_folder}")
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = load_file(tiny_vae_folder / name), load_file(tmp_path / "vae" / "vae" / name)
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_dry_run_prints_the_settings_and_does_nothing(

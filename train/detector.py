@@ -65,12 +65,15 @@ class DetectorConfig:
     weight_decay: float = 0.02
     warmup_steps: int = 100
     ema_decay: float = 0.998
+    threshold: float = 0.5  # score from which on something is a face; 0.5 in the exported file
     save_every: int = 250
     log_every: int = 50
 
     def __post_init__(self) -> None:
         if self.scene_px % 32 or self.scene_px <= 0:
             raise ConfigError(f"scene_px must be a multiple of 32, got {self.scene_px}")
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold must be in (0, 1), got {self.threshold}")
         if self.background_px < 2 * self.scene_px:
             raise ConfigError(f"background_px must be at least {2 * self.scene_px}, got {self.background_px}")
 
@@ -226,12 +229,12 @@ def objective(net: DetectorNet, pixel_values: Tensor, faces: list[Faces]) -> tup
     return loss, {name: term.item() for name, term in terms.items()}
 
 
-def export(net: DetectorNet, path: Path) -> None:
+def export(net: DetectorNet, path: Path, *, threshold: float = 0.5) -> None:
     """Write the ONNX file that insightface's SCRFD and `idgen.faces.scrfd` open."""
     names = [f"{kind}_{stride}" for kind in ("score", "bbox", "kps") for stride in (8, 16, 32)]
     axes: dict[str, dict[int, str]] = {"pixel_values": {2: "height", 3: "width"}}
     axes.update({name: {0: f"anchors_{name}"} for name in names})
-    wrapped = ScrfdOutputs(net.to(memory_format=torch.contiguous_format)).eval()  # pyright: ignore[reportCallIssue]
+    wrapped = ScrfdOutputs(net.to(memory_format=torch.contiguous_format), threshold=threshold).eval()  # pyright: ignore[reportCallIssue]
     example = torch.zeros(1, 3, 256, 320)
     torch.onnx.export(
         wrapped, (example,), str(path), opset_version=13, dynamo=False,
@@ -292,7 +295,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(arguments.config.num_threads)
     run = TrainingRun(arguments.out, arguments.config)
-    export(train(run, arguments.config), arguments.out / "det_mini.onnx")
+    net = train(run, arguments.config)
+    export(net, arguments.out / "det_mini.onnx", threshold=arguments.config.threshold)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ Goes on from the last checkpoint in the run folder. At the end the averaged weig
 ordinary diffusers folder) and `adapter`; a larger `denoiser.steps` then goes on from there.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from idgen.adapters.card import AdapterCard
-from idgen.adapters.checkpoint import write_adapter
+from idgen.adapters.checkpoint import read_adapter, write_adapter
 from idgen.adapters.install import IDAdapter, install_adapter
 from idgen.adapters.projection import FaceIDProjection
 from idgen.config import program_arguments
 from idgen.data.captions import Attributes, attributes, caption, every_phrase
 from idgen.data.images import FaceTable, training_faces
+from idgen.data.vocabulary import write_vocabulary
 from idgen.encoders.arcface import load_encoder
 from idgen.encoders.base import FaceEncoder
 from idgen.mini import BASE
@@ -83,46 +84,33 @@ class MiniConfig:
     # Recognisers whose face vectors condition the model; the card names the first. Others must share its
     # space, as teacher and student do: the model then does not hang on the faults of one.
     encoders: tuple[str, ...] = ("mini",)
+    start: Path | None = None  # weights to begin with: a folder with `base` and `adapter`, as idgen/mini
     vae: Path = BASE / "vae"  # a folder that train/vae.py made; by default the embedded one
     text: TextConfig = field(default_factory=TextConfig)
     unet: UnetConfig = field(default_factory=UnetConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
 
 
-def build_tokenizer(folder: Path, max_length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows every caption word whole and spells any other word in bytes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = sorted({word.strip(",") for phrase in every_phrase() for word in phrase.split()})
-    pieces = trainers.BpeTrainer(vocab_size=4000, min_frequency=1, initial_alphabet=letters,
-                                 end_of_word_suffix="</w>", show_progress=False)  # fmt: skip
-    learner.train_from_iterator(words, pieces)
-    merges = [
-        m if isinstance(m, str) else " ".join(m) for m in json.loads(learner.to_str())["model"]["merges"]
-    ]
-    alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merged = dict.fromkeys(m.replace(" ", "") for m in merges)
-    vocabulary = dict.fromkeys([*alphabet, *merged, "<|startoftext|>", "<|endoftext|>"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=max_length)
+def open_tokenizer(run: TrainingRun, config: MiniConfig) -> CLIPTokenizer:
+    """The tokenizer of ``start`` or of the run so far, else a new one that knows every caption word whole."""
+    if config.start:
+        return CLIPTokenizer.from_pretrained(config.start / "base" / "tokenizer")
+    folder = run.folder / "tokenizer"
+    if not (folder / "vocab.json").exists():
+        write_vocabulary(folder, [word.strip(",") for phrase in every_phrase() for word in phrase.split()])
+    length = config.text.max_length
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length)
 
 
 def build_text_encoder(config: TextConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A small CLIP text model for the tokenizer's vocabulary."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=config.max_length,
-            hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size,
-            num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, projection_dim=config.hidden_size,
-        )
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    layout = CLIPTextConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=config.max_length, hidden_size=config.hidden_size,
+        projection_dim=config.hidden_size, intermediate_size=4 * config.hidden_size,
+        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, **special,
     )  # fmt: skip
+    return CLIPTextModel(layout)
 
 
 def build_unet(config: MiniConfig, latent_shape: Sequence[int]) -> UNet2DConditionModel:
@@ -130,24 +118,24 @@ def build_unet(config: MiniConfig, latent_shape: Sequence[int]) -> UNet2DConditi
     widths = config.unet.block_out_channels
     num_attended = len(widths) - 1
     num_channels, latent_px, _ = latent_shape
-    return UNet2DConditionModel(
-        sample_size=latent_px, in_channels=num_channels, out_channels=num_channels,
-        block_out_channels=widths, layers_per_block=config.unet.layers_per_block,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * num_attended),
-        up_block_types=(*("CrossAttnUpBlock2D",) * num_attended, "UpBlock2D"),
-        attention_head_dim=tuple(width // 32 for width in widths),  # read as the number of heads
-        cross_attention_dim=config.text.hidden_size, use_linear_projection=True,
-    )  # fmt: skip
+    layout: dict[str, Any] = {
+        "sample_size": latent_px, "in_channels": num_channels, "out_channels": num_channels,
+        "block_out_channels": widths, "layers_per_block": config.unet.layers_per_block,
+        "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * num_attended),
+        "up_block_types": (*("CrossAttnUpBlock2D",) * num_attended, "UpBlock2D"),
+        "attention_head_dim": tuple(width // 32 for width in widths),  # read as the number of heads
+        "cross_attention_dim": config.text.hidden_size, "use_linear_projection": True,
+    }  # fmt: skip
+    return UNet2DConditionModel(**layout)
 
 
 def build_adapter(unet: UNet2DConditionModel, id_dim: int, config: MiniConfig) -> IDAdapter:
     """A FaceID adapter whose projection is at work from the first step."""
-    adapter = IDAdapter.for_unet(unet, id_dim=id_dim, num_tokens=config.denoiser.num_tokens)
-    adapter.image_proj = FaceIDProjection(
-        id_dim, config.text.hidden_size, config.denoiser.num_tokens, 4 * id_dim
-    )
+    num_tokens = config.denoiser.num_tokens
+    adapter = IDAdapter.for_unet(unet, id_dim=id_dim, num_tokens=num_tokens)
+    adapter.image_proj = FaceIDProjection(id_dim, config.text.hidden_size, num_tokens, 4 * id_dim)
     # A unit vector has entries of 1/sqrt(D): initialised as usual, the GELU would see only its centre.
-    adapter.image_proj.proj[0].weight.data.mul_(math.sqrt(id_dim))
+    adapter.image_proj.proj[0].get_parameter("weight").data.mul_(math.sqrt(id_dim))
     return adapter
 
 
@@ -181,7 +169,8 @@ def encode_pictures(run: TrainingRun, table: FaceTable, vae: AutoencoderKL) -> T
         for part in images:
             pixel_values = part.to(vae.device).float() / 127.5 - 1
             with torch.autocast(vae.device.type, torch.bfloat16):
-                posterior = vae.encode(pixel_values.flip(-1) if mirror else pixel_values).latent_dist
+                seen = pixel_values.flip(-1) if mirror else pixel_values
+                (posterior,) = vae.encode(seen, return_dict=False)
             latents.append(posterior.mean.float().cpu() * vae.config["scaling_factor"])
     both = torch.cat(latents).half().unflatten(0, (2, -1))
     run.save("latents", {"latents": both})
@@ -205,13 +194,10 @@ def build_corpus(
     run: TrainingRun, table: FaceTable, vae: AutoencoderKL, encoders: Sequence[FaceEncoder]
 ) -> Corpus:
     """Everything the denoiser learns from."""
-    people = table.people()
-    return Corpus(
-        latents=encode_pictures(run, table, vae),
-        id_embedding=embed_faces(run, table, encoders),
-        attributes=[attributes(table, row) for row in range(len(table))],
-        same_person=[people[person] for person in table.identities],
-    )
+    people, said = table.people(), [attributes(table, row) for row in range(len(table))]
+    same_person = [people[person] for person in table.identities]
+    latents, id_embedding = encode_pictures(run, table, vae), embed_faces(run, table, encoders)
+    return Corpus(latents=latents, id_embedding=id_embedding, attributes=said, same_person=same_person)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,17 +260,21 @@ def denoiser_objective(
         device
     )
     # On the CPU the fused attention's backward is five times slower than plain products (64 keys, measured).
-    kernels = (
-        [SDPBackend.MATH]
-        if device.type == "cpu"
-        else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    )
-    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
+    fused = [] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel([*fused, SDPBackend.MATH]):
         text = text_encoder(ids)[0]
         assert isinstance(adapter, IDAdapter)
         adapter.condition(batch.id_embedding.to(device), batch.id_scale.to(device))
         predicted = unet(noisy, timesteps, encoder_hidden_states=text).sample
     return (predicted.float() - target).square().mean(dim=(1, 2, 3))
+
+
+def load_weights(models: dict[str, torch.nn.Module], folder: Path) -> None:
+    """Begin with exported weights: averaged, in halves, without the optimizer's state."""
+    base = folder / "base"
+    models["unet"].load_state_dict(UNet2DConditionModel.from_pretrained(base / "unet").state_dict())
+    models["text_encoder"].load_state_dict(CLIPTextModel.from_pretrained(base / "text_encoder").state_dict())
+    models["adapter"].load_state_dict(read_adapter(folder / "adapter").adapter.state_dict())
 
 
 def train_denoiser(
@@ -293,15 +283,19 @@ def train_denoiser(
     """Fit text encoder, UNet and adapter together; returns them with averaged weights."""
     c = config.denoiser
     torch.manual_seed(config.seed)
-    tokenizer = build_tokenizer(run.folder / "tokenizer", config.text.max_length)
-    unet = build_unet(config, corpus.latents.shape[2:]).to(device)
-    adapter = build_adapter(unet, corpus.id_embedding.shape[-1], config).to(device)
+    tokenizer = open_tokenizer(run, config)
+    unet = build_unet(config, corpus.latents.shape[2:])
+    adapter = build_adapter(unet, corpus.id_embedding.shape[-1], config)
     install_adapter(unet, adapter)
     models: dict[str, torch.nn.Module] = {
         "unet": unet,
-        "text_encoder": build_text_encoder(config.text, tokenizer).to(device),
+        "text_encoder": build_text_encoder(config.text, tokenizer),
         "adapter": adapter,
     }
+    if config.start:
+        load_weights(models, config.start)
+    for model in models.values():
+        model.to(device)
     scheduler = build_scheduler()
     weights = [p for model in models.values() for p in model.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
@@ -364,7 +358,7 @@ def export(
     adapter.clear()
     pipe = StableDiffusionPipeline(
         vae=vae.half(), text_encoder=text_encoder.half(), unet=unet.half(),  # pyright: ignore[reportArgumentType]
-        tokenizer=build_tokenizer(run.folder / "tokenizer", config.text.max_length),
+        tokenizer=open_tokenizer(run, config),
         scheduler=build_scheduler(), safety_checker=None, feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )  # fmt: skip
@@ -392,7 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = TrainingRun(
         arguments.out, replace(config, num_threads=0, denoiser=replace(config.denoiser, steps=0))
     )
-    vae = AutoencoderKL.from_pretrained(config.vae).to(device).eval()
+    vae = AutoencoderKL.from_pretrained(config.vae).eval()
+    torch.nn.Module.to(vae, device)  # the decorated method of diffusers hides its argument from type checkers
     encoders = [load_encoder(spec) for spec in config.encoders]
     corpus = build_corpus(run, training_faces(config.faces), vae, encoders)
     models = train_denoiser(run, config, corpus, device)

@@ -8,6 +8,7 @@ Leaves a diffusers folder ``vae`` in the run folder, which train/mini.py takes a
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -26,6 +27,7 @@ class VaeConfig:
     seed: int = 0
     faces: Path | None = None  # a Parquet of portraits; by default faces_train.parquet of $IDGEN_FACES
     num_threads: int = 2
+    start: Path | None = None  # weights to begin with: a folder with a VAE of the same widths
     size_px: int = 64
     block_out_channels: tuple[int, ...] = (32, 64, 128)  # each further level halves the picture
     layers_per_block: int = 1
@@ -43,8 +45,8 @@ def vae_objective(
 ) -> tuple[Tensor, dict[str, float]]:
     """Scalar to minimise and its named terms: L1 on pixels, L1 on edges, KL to the unit Gaussian."""
     with torch.autocast(pixel_values.device.type, torch.bfloat16):
-        posterior = vae.encode(pixel_values).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
+        (posterior,) = vae.encode(pixel_values, return_dict=False)
+        (decoded,) = vae.decode(posterior.sample(), return_dict=False)  # pyright: ignore[reportArgumentType]
     decoded = decoded.float()
     pixel = l1_loss(decoded, pixel_values)
     edge = l1_loss(decoded.diff(dim=-1), pixel_values.diff(dim=-1)) + l1_loss(
@@ -60,16 +62,20 @@ def train_vae(run: TrainingRun, c: VaeConfig, images: Tensor, device: torch.devi
     """Fit the autoencoder; returns it with averaged weights."""
     num_levels = len(c.block_out_channels)
     torch.manual_seed(c.seed)
-    vae = AutoencoderKL(
-        block_out_channels=c.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * num_levels,
-        up_block_types=("UpDecoderBlock2D",) * num_levels,
-        latent_channels=c.latent_channels,
-        layers_per_block=c.layers_per_block,
-        norm_num_groups=16,
-        mid_block_add_attention=False,  # latents are local here: attention is dear and gives little
-        sample_size=c.size_px,
-    ).to(device)
+    layout: dict[str, Any] = {
+        "block_out_channels": c.block_out_channels,
+        "down_block_types": ("DownEncoderBlock2D",) * num_levels,
+        "up_block_types": ("UpDecoderBlock2D",) * num_levels,
+        "latent_channels": c.latent_channels,
+        "layers_per_block": c.layers_per_block,
+        "norm_num_groups": 16,
+        "mid_block_add_attention": False,  # latents are local here: attention is dear and gives little
+        "sample_size": c.size_px,
+    }
+    vae = AutoencoderKL(**layout)
+    torch.nn.Module.to(vae, device)  # the decorated method of diffusers hides its argument from type checkers
+    if c.start:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(c.start).state_dict())
     optimizer = torch.optim.AdamW(vae.parameters(), lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     average = MovingAverage({"vae": vae}, c.ema_decay)
     progress = Progress()
@@ -115,7 +121,10 @@ def train_vae(run: TrainingRun, c: VaeConfig, images: Tensor, device: torch.devi
 def measure_scale(vae: AutoencoderKL, images: Tensor, device: torch.device) -> float:
     """The factor that brings the latents to unit standard deviation: Stable Diffusion's 0.18215."""
     samples = images[:: max(1, len(images) // 512)].to(device).float() / 127.5 - 1
-    return 1 / torch.cat([vae.encode(part).latent_dist.mean for part in samples.split(64)]).std().item()
+    return (
+        1
+        / torch.cat([vae.encode(part, return_dict=False)[0].mean for part in samples.split(64)]).std().item()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

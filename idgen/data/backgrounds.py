@@ -142,6 +142,32 @@ def folds(rng: Generator, size_px: int) -> Image.Image:
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
+def relief(rng: Generator, size_px: int) -> Image.Image:
+    """Bumps lit from one side, everywhere or on discs: stone, plaster, craters, worn coins; mostly grey."""
+    height = np.zeros((size_px, size_px), dtype=np.float32)
+    for _ in range(rng.integers(1, 4)):
+        cells = int(rng.integers(4, 60))
+        layer = Image.fromarray(rng.normal(0, 1, (cells, cells)).astype(np.float32))
+        height += np.asarray(layer.resize((size_px, size_px), Image.Resampling.BICUBIC)) * size_px / cells
+    slope_y, slope_x = np.gradient(height)
+    angle = rng.uniform(0, 2 * np.pi)
+    shade = 0.5 + (slope_x * np.cos(angle) + slope_y * np.sin(angle)) * rng.uniform(0.1, 0.5)
+    if rng.random() < 0.6:
+        shade *= _discs(rng, size_px)
+    tint = np.array(colour(rng)) if rng.random() < 0.3 else np.full(3, rng.uniform(90, 255))
+    ground = np.asarray(_canvas(rng, size_px).convert("L"), dtype=np.float32)[..., None] * rng.uniform(0, 0.5)
+    return Image.fromarray(np.clip(shade[..., None] * tint + ground, 0, 255).astype(np.uint8))
+
+
+def _discs(rng: Generator, size_px: int) -> np.ndarray:
+    """A mask (S, S) of discs in rows."""
+    step = size_px * rng.uniform(0.08, 0.45)
+    axis = np.arange(size_px, dtype=np.float32) + rng.uniform(0, step)
+    place = (axis % step) / step - 0.5
+    radius = np.hypot(place[None], place[:, None])
+    return np.clip((rng.uniform(0.3, 0.5) - radius) * step / rng.uniform(1, 6), 0, 1)
+
+
 def letters(rng: Generator, size_px: int) -> Image.Image:
     """Printed letters in lines."""
     image = _canvas(rng, size_px)
@@ -159,7 +185,7 @@ def letters(rng: Generator, size_px: int) -> Image.Image:
 
 def mirrored(rng: Generator, size_px: int) -> Image.Image:
     """Any pattern with its mirror image: like a face it is symmetric, but it is none."""
-    half = np.asarray((solids, folds, noise_octaves, shapes)[rng.integers(4)](rng, size_px))
+    half = np.asarray((solids, folds, relief, noise_octaves, shapes)[rng.integers(5)](rng, size_px))
     count = int(rng.integers(1, 4)) * 2
     strip = half[: size_px - size_px % count, : size_px // count]
     joined = np.concatenate([strip, strip[:, ::-1]] * (count // 2), axis=1)
@@ -221,7 +247,7 @@ def shuffled_faces(rng: Generator, size_px: int, portraits: list[Portrait]) -> I
 
 
 PLAIN: tuple[Callable[[Generator, int], Image.Image], ...] = (
-    noise_octaves, shapes, stripes, strokes, blobs, solids, folds, letters, mirrored,
+    noise_octaves, shapes, stripes, strokes, blobs, solids, folds, letters, mirrored, relief,
 )  # fmt: skip
 WITH_PORTRAITS = (face_scraps, shuffled_faces, without_faces)
 

@@ -3,6 +3,8 @@
 Shapes: B batch, H and W multiples of 32, A anchors of all strides (two for every cell; strides 8, 16, 32).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
@@ -113,14 +115,22 @@ def _values(output: Tensor, sizes_px: tuple[float, ...]) -> Tensor:
 class ScrfdOutputs(nn.Module):
     """What is exported: one picture in, nine outputs as insightface's SCRFD reads them."""
 
-    def __init__(self, net: DetectorNet) -> None:
+    def __init__(self, net: DetectorNet, *, threshold: float = 0.5) -> None:
+        """Wrap a network.
+
+        Args:
+            net: what was trained.
+            threshold: score from which on something is a face, in (0, 1). It is exported as 0.5, where
+                insightface and idgen draw the line.
+        """
         super().__init__()
         self.net = net
+        self.shift = math.log(threshold / (1 - threshold))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """(1, 3, H, W) -> scores (A_s, 1), then distances (A_s, 4), then offsets (A_s, 10), in strides."""
         levels = [level[0] for level in self.net.levels(pixel_values)]
-        scores = [level[:, :1].sigmoid() for level in levels]
+        scores = [(level[:, :1] - self.shift).sigmoid() for level in levels]
         distances = [level[:, 1:5] / stride for level, stride in zip(levels, STRIDES, strict=True)]
         offsets = [level[:, 5:] / stride for level, stride in zip(levels, STRIDES, strict=True)]
         return (*scores, *distances, *offsets)

@@ -1,0 +1,1 @@
+"""Numbers: features to statistics to number."""
