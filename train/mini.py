@@ -387,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.out, replace(config, num_threads=0, denoiser=replace(config.denoiser, steps=0))
     )
     vae = AutoencoderKL.from_pretrained(config.vae).eval()
+    vae.register_to_config(_name_or_path="mini")  # else the export would tell a path of this disk
     torch.nn.Module.to(vae, device)  # the decorated method of diffusers hides its argument from type checkers
     encoders = [load_encoder(spec) for spec in config.encoders]
     corpus = build_corpus(run, training_faces(config.faces), vae, encoders)
