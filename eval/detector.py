@@ -9,7 +9,6 @@ says about the clean portrait, on average. Then come 50 pictures without a face,
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,17 +20,17 @@ import skimage.data
 from PIL import Image
 
 from idgen.data.images import FaceTable, load_faces, split_people
+from idgen.data.places import data_file
 from idgen.data.scenes import (
     Placement,
     Portrait,
+    agreed_portrait,
     ellipse_mask,
     paste,
     placed_box,
     placed_landmarks,
-    portrait_of,
     square_mask,
 )
-from idgen.errors import ConfigError
 from idgen.faces.boxes import iou
 from idgen.faces.detect import Detector, Face, detectors
 from idgen.faces.yunet import YunetDetector
@@ -159,26 +158,6 @@ def face_free(seed: int, photos: list[Image.Image]) -> list[np.ndarray]:
 # --- scenes -------------------------------------------------------------------------------------------------
 
 
-def agreed_portrait(image: np.ndarray, teachers: Sequence[Detector]) -> Portrait | None:
-    """A portrait with the mean of all answers to the picture and to its mirror image; None if one is missing.
-
-    A single answer of YuNet is off from the mean of many by 4.5 % of the distance of the eyes, in part always
-    to the right: too coarse as the truth against which 6 % is judged.
-    """
-    mirror = np.ascontiguousarray(image[:, ::-1])
-    answers = [portrait_of(image, teacher) for teacher in teachers]
-    answers += [
-        found and found.mirrored() for found in (portrait_of(mirror, teacher) for teacher in teachers)
-    ]
-    found = [answer for answer in answers if answer is not None]
-    if len(found) < len(answers):
-        return None
-    box = np.mean([portrait.box for portrait in found], axis=0)
-    return Portrait(
-        image=image, box=box, landmarks=np.mean([portrait.landmarks for portrait in found], axis=0)
-    )
-
-
 def portraits(table: FaceTable, teachers: Sequence[Detector], count: int, seed: int) -> list[Portrait]:
     """Portraits of random rows in which every teacher sees a face, with their box and landmarks."""
     rows = np.random.default_rng([seed, 0]).permutation(len(table))
@@ -287,13 +266,6 @@ def by_size(sizes: np.ndarray, hits: np.ndarray) -> dict[str, float]:
     return {name: round(float(hits[rows].mean()), 4) for name, rows in groups.items() if rows.any()}
 
 
-def data_file(variable: str, name: str) -> Path:
-    """The file ``name`` of the folder that an environment variable names."""
-    if variable not in os.environ:
-        raise ConfigError(f"set {variable} to the folder of {name}")
-    return Path(os.environ[variable]) / name
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure one detector and print the numbers."""
     parser = argparse.ArgumentParser(description="How well a detector finds faces.")
@@ -306,11 +278,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     settings = {"path": options.path} if options.path else {}
     if options.people == "test":
-        table = load_faces(data_file("IDGEN_FACES", "faces_test.parquet"))
+        table = load_faces(data_file(None, "IDGEN_FACES", "faces_test.parquet"))
     else:
-        table = split_people(load_faces(data_file("IDGEN_FACES", "faces_train.parquet")))[1]
+        table = split_people(load_faces(data_file(None, "IDGEN_FACES", "faces_train.parquet")))[1]
     result = measure(
-        detectors.build(options.detector, **settings), table, data_file("IDGEN_WEIGHTS", "yunet.onnx"),
+        detectors.build(options.detector, **settings), table, data_file(None, "IDGEN_WEIGHTS", "yunet.onnx"),
         num_scenes=options.scenes, seed=options.seed,
     )  # fmt: skip
     text = json.dumps(asdict(result), indent=1)

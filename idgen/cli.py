@@ -32,7 +32,7 @@ COMMANDS = {
     "inspect": Command("what a picture, an identity or an adapter says of itself", "idgen.commands.show"),
     "doctor": Command("what this machine can run, and what is missing", "idgen.commands.doctor"),
     "train": Command("train a model: `idgen train --help` lists the programs", "train/"),
-    "eval": Command("measure and report: `idgen eval --help` lists the programs", "eval/"),
+    "evaluate": Command("measure and report: `idgen evaluate --help` lists the programs", "eval/"),
 }
 
 
@@ -132,6 +132,8 @@ def _run_program(path: Path, words: list[str]) -> int:
 
     if not path.is_file():
         raise ConfigError(f"this installation of idgen lacks the program {path}; install it again")
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # read when they are imported; what matters idgen says
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     before = sys.argv
     sys.argv = [str(path), *words]
     try:

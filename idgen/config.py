@@ -14,6 +14,7 @@ import yaml
 from idgen.errors import ConfigError
 
 C = TypeVar("C")
+PROGRAM_FOLDERS = {"train": "train", "eval": "evaluate"}  # folder of programs -> command that runs them
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -124,13 +125,13 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that answers a mistake with one line, and an unknown option with the nearest one.
 
     Unlike its base class it does not accept abbreviated options: a new option would change what they mean.
-    A program in a folder is called as `idgen` calls it (``train/mini.py`` -> ``idgen train mini``).
+    A program in a folder is called as `idgen` calls it (``eval/quality.py`` -> ``idgen evaluate quality``).
     """
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - whatever argparse takes
         script = Path(sys.argv[0])
-        if script.suffix == ".py" and script.parent.name in ("train", "eval"):
-            settings.setdefault("prog", f"idgen {script.parent.name} {script.stem}")
+        if script.suffix == ".py" and script.parent.name in PROGRAM_FOLDERS:
+            settings.setdefault("prog", f"idgen {PROGRAM_FOLDERS[script.parent.name]} {script.stem}")
         super().__init__(**{"allow_abbrev": False, **settings})
 
     # The base class has overloads that differ in the type of the namespace only.

@@ -11,6 +11,7 @@ IdgenError
     EncoderMismatchError   features of two different encoders meet (also a ValueError)
     WeightsError           a file of weights does not fit, or is not safe to read (also a ValueError)
     ModelNotFoundError     a model is not on this disk (also a FileNotFoundError)
+    MeasureError           numbers do not allow the measure that was asked for (also a ValueError)
     RunFolderError         an output folder holds something else (also a FileExistsError)
     StorageError           a file could not be written whole (also an OSError)
 """
@@ -61,6 +62,10 @@ class WeightsError(IdgenError, ValueError):
 
 class ModelNotFoundError(IdgenError, FileNotFoundError):
     """A model is not on this disk."""
+
+
+class MeasureError(IdgenError, ValueError):
+    """What was measured does not allow the number that was asked for: too little of it, or not numbers."""
 
 
 class RunFolderError(IdgenError, FileExistsError):

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from idgen.encoders.arcface import load_encoder
 from idgen.encoders.base import FaceEncoder
 from idgen.errors import ConfigError, EncoderMismatchError, ModelNotFoundError
 from idgen.faces.detect import Detector, load_detector
+from idgen.identity import Identity
 from idgen.pipeline import ADAPTER_FOLDER, IDPipeline, IDPipelineXL, open_pipeline
+from idgen.reference import SAVED
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 
@@ -65,7 +68,7 @@ class Kit:
     Attributes:
         detector: finds faces in photos and in generated pictures.
         encoder: describes the person, for the adapter.
-        judge: measures similarity only, if there is a second encoder.
+        judge: measures similarity only, never conditions; None where it cannot measure.
         adapter: as read from its file; it is on no model yet.
     """
 
@@ -87,6 +90,7 @@ def open_kit(
     encoder: str | None = None,
     judge: str | None = None,
     detector: str = "mini",
+    faces: Sequence[Path] = (),
 ) -> Kit:
     """Detector, adapter and encoders that go with a model.
 
@@ -94,8 +98,10 @@ def open_kit(
         folder: of the model.
         adapter: IP-Adapter FaceID file; if not given, the one that came with the model.
         encoder: as in `load_encoder`; if not given, the one that the adapter's card names.
-        judge: as in `load_encoder`; must be another one.
+        judge: as in `load_encoder`, another one than the encoder; if not given, the embedded one, or none
+            where a saved identity among ``faces`` holds no vector of it.
         detector: as in `load_detector`.
+        faces: who is meant: photos, or identities that `idgen embed` saved.
 
     Raises:
         ConfigError: if the model brings no adapter, or judge and encoder are the same.
@@ -112,10 +118,18 @@ def open_kit(
         file = read_adapter(path, encoder=eye.id)
     if not file.reads(eye.id):
         raise EncoderMismatchError(f"{path.name} reads face vectors of {file.card.encoder}, not of {eye.id}")
-    other = load_encoder(judge) if judge is not None else None
-    if other is not None and other.sha256 == eye.sha256:
+    other = load_encoder(judge or "judge")
+    if judge is None and (other.sha256 == eye.sha256 or not _all_know(faces, other.id)):
+        other = None
+    elif other.sha256 == eye.sha256:
         raise ConfigError(f"the judge must be another encoder than {eye.id}, which conditions the pictures")
     return Kit(detector=load_detector(detector), encoder=eye, judge=other, adapter=file)
+
+
+def _all_know(faces: Sequence[Path], encoder_id: str) -> bool:
+    """Whether every saved identity among these files holds a vector of the encoder; photos always can."""
+    saved = [Identity.load(path) for path in faces if path.suffix == SAVED]
+    return all(any(feature.encoder == encoder_id for feature in identity.features) for identity in saved)
 
 
 def _own_adapter(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from idgen.config import to_yaml
 from idgen.errors import RunFolderError
 
+HALF_FROM = 1024  # numbers in a tensor from which on it is stored in halves: not biases and slopes
 CHECKPOINT_EVERY = 200  # steps: a few minutes of work at most are done again
 
 
@@ -71,6 +72,57 @@ class TrainingRun:
         """The checkpoint of that name, or None if there is none yet."""
         path = self.folder / f"{name}.pt"
         return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+def store_halves(path: Path) -> None:
+    """Rewrite an ONNX file: large weights as float16, each with a Cast to float32: the same arithmetic."""
+    import onnx
+
+    model = onnx.load(path)
+    casts = []
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size >= HALF_FROM:
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def store_bytes(path: Path) -> None:
+    """Rewrite an ONNX file: large weights as 8-bit whole numbers, with a scale for each output channel.
+
+    ``w ~ q * s`` with ``s = max |w| / 127`` over a channel (DequantizeLinear, ONNX opset 13); what is
+    computed stays float32.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    wide, small, nodes = [], [], []
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < HALF_FROM or values.ndim < 2:
+            wide.append(tensor)
+            continue
+        rows = values.reshape(len(values), -1)
+        scale = np.maximum(np.abs(rows).max(axis=1), 1e-12).astype(np.float32) / 127
+        numbers = np.rint(rows / scale[:, None]).astype(np.int8).reshape(values.shape)
+        names = [f"{tensor.name}_bytes", f"{tensor.name}_scale"]
+        small += [
+            onnx.numpy_helper.from_array(numbers, names[0]),
+            onnx.numpy_helper.from_array(scale, names[1]),
+        ]
+        nodes.append(onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=0))
+    nodes += model.graph.node
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend([*wide, *small])
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 # Heavy modules (torch, diffusers) are imported where they are used: a mistyped option is answered at once.
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -110,7 +109,7 @@ OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--model", str, "NAME", "mini, a diffusers folder, or OWNER/NAME of the Hugging Face hub (mini)"),
     ("--adapter", Path, "FILE", "IP-Adapter FaceID file (the one that came with the model)"),
     ("--encoder", str, "SPEC", "mini, an insightface pack or an ONNX file (the one that the adapter names)"),
-    ("--judge", str, "SPEC", "a second encoder, that only measures similarity (none)"),
+    ("--judge", str, "SPEC", "a second encoder, that only measures similarity (the embedded one)"),
     ("--detector", str, "SPEC", "mini, yunet:FILE, scrfd:FILE or an insightface pack (mini)"),
     (
         "--which",
@@ -145,15 +144,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command, make the pictures, say where they are."""
     config = read_command(argv)
     check_files(config)
-    for library in ("DIFFUSERS", "TRANSFORMERS"):  # read when they are imported; what matters is said here
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from idgen.opening import choose_device, hide_loading_bars, model_folder, open_kit, open_model  # seconds
 
     hide_loading_bars()
     device = choose_device(config.device)
     folder = model_folder(config.model)
     kit = open_kit(
-        folder, adapter=config.adapter, encoder=config.encoder, judge=config.judge, detector=config.detector
+        folder,
+        adapter=config.adapter,
+        encoder=config.encoder,
+        judge=config.judge,
+        detector=config.detector,
+        faces=config.face,
     )
     reference = read_person(config, kit)
 

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_unet
@@ -17,7 +18,15 @@ from torch import Tensor
 from idgen.adapters.card import AdapterCard
 from idgen.adapters.checkpoint import read_adapter, write_adapter
 from idgen.adapters.install import IDAdapter, install_adapter
-from idgen.errors import ConfigError, EncoderMismatchError, ModelNotFoundError, StorageError, WeightsError
+from idgen.adapters.rows import face_vector
+from idgen.errors import (
+    ConfigError,
+    EncoderMismatchError,
+    IdentityError,
+    ModelNotFoundError,
+    StorageError,
+    WeightsError,
+)
 from idgen.identity import Identity
 from idgen.pipeline import IDPipeline, IDPipelineXL
 
@@ -311,6 +320,18 @@ def test_a_published_file_asks_which_encoder_it_wants(
     file = read_adapter(tmp_path / "faceid.safetensors", encoder="buffalo_l")
     assert file.reads("buffalo_l@0123456789ab")
     assert not file.reads("antelopev2@0123456789ab")
+
+
+def test_files_for_raw_vectors_get_vectors_of_their_own_length(written: Path, random_adapter: Make) -> None:
+    raw = written.with_name("faceid_portrait_unnorm.safetensors")
+    save_file(random_adapter(tiny_unet(16)).state_dict(), raw)
+    file = read_adapter(raw, encoder="tiny@0123456789ab")
+    direction = np.eye(8, dtype=np.float32)[2]
+    who = Identity.from_vector(direction, "tiny@0123456789ab", norm=21.5)
+    np.testing.assert_allclose(face_vector(file, who), 21.5 * direction)
+    np.testing.assert_allclose(face_vector(read_adapter(written), who), direction)
+    with pytest.raises(IdentityError, match="of their own length, which this identity does not know"):
+        face_vector(file, Identity.from_vector(direction, "tiny@0123456789ab"))
 
 
 def test_names_of_encoders_decide_only_where_a_hash_is_missing() -> None:

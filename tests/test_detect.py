@@ -15,7 +15,7 @@ from skimage.data import astronaut
 from idgen.data.images import load_faces
 from idgen.errors import ModelNotFoundError, UnknownNameError, WeightsError
 from idgen.faces.boxes import iou, letterbox, non_maximum_suppression
-from idgen.faces.detect import Detector, Face, detectors
+from idgen.faces.detect import Detector, Face, detectors, load_detector
 from idgen.faces.insightface_detector import InsightfaceDetector, find_pack
 from idgen.faces.scrfd import ScrfdDetector, anchor_centres, decode
 from idgen.faces.scrfd_net import DetectorNet, ScrfdOutputs
@@ -114,7 +114,8 @@ def test_export_equals_the_network_at_another_size(random_scrfd: Path) -> None:
         expected = ScrfdOutputs(net).eval()(pixel_values)
     session = onnxruntime.InferenceSession(str(random_scrfd), providers=["CPUExecutionProvider"])
     for ours, theirs in zip(session.run(None, {"pixel_values": pixel_values.numpy()}), expected, strict=True):
-        np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), atol=1e-4, rtol=1e-4)
+        # weights are stored in halves: 11 bits
+        np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), atol=5e-3, rtol=5e-3)
 
 
 def test_scrfd_equals_insightface(random_scrfd: Path) -> None:
@@ -130,7 +131,9 @@ def test_scrfd_equals_insightface(random_scrfd: Path) -> None:
     reference.prepare(-1, input_size=(320, 320), det_thresh=score, nms_thresh=0.4)
     boxes, landmarks = reference.detect(np.ascontiguousarray(image[..., ::-1]))
     assert len(ours) == len(boxes) > 5
-    for face, box, points in zip(ours, boxes, landmarks, strict=True):
+    order = np.argsort(boxes[:, 0])  # equal scores may come in any order
+    ours = sorted(ours, key=lambda face: face.box[0])
+    for face, box, points in zip(ours, boxes[order], landmarks[order], strict=True):
         np.testing.assert_allclose(face.box, box[:4], atol=1e-2)
         np.testing.assert_allclose(face.landmarks, points, atol=1e-2)
         assert face.score == pytest.approx(box[4], abs=1e-5)
@@ -204,8 +207,10 @@ def test_insightface_pack_on_disk(tmp_path: Path, random_scrfd: Path) -> None:
 
 
 def test_insightface_pack_that_cannot_work_is_refused_with_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"no insightface pack 'no_such_pack'.*--download"):
+    with pytest.raises(ModelNotFoundError, match=r"no insightface pack 'no_such_pack'.*buffalo_l"):
         detectors.build("insightface", path="no_such_pack")
+    with pytest.raises(ModelNotFoundError, match=r"unpack https://.*/antelopev2\.zip into .*antelopev2"):
+        load_detector("antelopev2")  # a pack that is known but not here: where it is had
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelNotFoundError, match="no insightface pack"):
         detectors.build("insightface", path=tmp_path / "empty")
@@ -284,9 +289,4 @@ def test_mini_finds_real_faces_and_little_else(measured: Any) -> None:
     assert measured.found >= 0.95  # the bar of 98 % less two standard errors of 100 scenes
     assert measured.false_faces <= 1
     assert measured.astronaut_iou >= 0.5
-    assert measured.landmark_error < 0.09
-
-
-@pytest.mark.xfail(reason="the bar is 6 % of the eye distance; these weights reach 7.2 %", strict=True)
-def test_mini_places_landmarks_as_well_as_it_should(measured: Any) -> None:
-    assert measured.landmark_error < 0.06
+    assert measured.landmark_error < 0.06  # share of the distance of the eyes

@@ -208,5 +208,5 @@ def test_wrong_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match=r"config\.step is not a setting; did you mean 'steps'"):
         main(["--set", "step=1", "--out", str(tmp_path / "a")])
     monkeypatch.delenv("IDGEN_FACES", raising=False)
-    with pytest.raises(ConfigError, match=r"set IDGEN_FACES to the folder of faces_train\.parquet"):
+    with pytest.raises(ConfigError, match=r"faces_train\.parquet is needed: set IDGEN_FACES"):
         main(["--out", str(tmp_path / "a")])

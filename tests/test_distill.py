@@ -21,6 +21,7 @@ from idgen.encoders.onnx_torch import OnnxModule
 from idgen.errors import ConfigError, RunFolderError
 from idgen.recognition.backbone import SmallResNet, Symmetric
 from idgen.recognition.muon import Muon, orthogonal
+from idgen.recognition.validation import held_out_pairs
 from idgen.recognition.whitening import whitening
 from idgen.training import TrainingRun
 
@@ -105,14 +106,15 @@ def test_a_run_learns_and_leaves_what_it_promises(
     expected = Symmetric(student.eval())(pixel_values)
     session = onnxruntime.InferenceSession(out / "rec_mini.onnx")
     (output,) = session.run(None, {"input": pixel_values.numpy()})
-    torch.testing.assert_close(torch.from_numpy(output), expected, atol=2e-3, rtol=2e-3)  # halves on disk
+    alike = torch.nn.functional.cosine_similarity(torch.from_numpy(output), expected)
+    assert alike.min() > 0.99, alike  # bytes on disk
     torch.testing.assert_close(
         OnnxModule(out / "rec_mini.onnx")(pixel_values), torch.from_numpy(output), atol=1e-5, rtol=1e-5
     )
     stored = {
         t.data_type for t in onnx.load(out / "rec_mini.onnx").graph.initializer if np.prod(t.dims) >= 1024
     }
-    assert stored <= {onnx.TensorProto.FLOAT16}
+    assert stored == {onnx.TensorProto.INT8}
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
@@ -186,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms(program: dict[str, Any])
 
 def test_pairs_are_of_the_people_they_claim(program: dict[str, Any], data: Path) -> None:
     table = program["load_faces"](data / "faces.parquet")
-    pairs = program["held_out_pairs"](table)
+    pairs = held_out_pairs(table)
     owner = np.array(table.identities)
     np.testing.assert_array_equal(owner[pairs["first"]] == owner[pairs["second"]], pairs["same"])
     folds_of = {

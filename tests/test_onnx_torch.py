@@ -289,6 +289,28 @@ SMALL_GRAPHS = {
         ],
         {"places": axes(2, 3), "one": axes(1), "two": np.array(2.0, dtype=np.float32)},
     ),
+    "weights in whole numbers, a scale for each output": (
+        [node("DequantizeLinear", ["q", "s"], ["w"], axis=0), node("Conv", ["x", "w"], ["y"])],
+        {
+            "q": np.random.default_rng(0).integers(-127, 128, (4, 3, 3, 3)).astype(np.int8),
+            "s": np.array([0.01, 0.02, 0.03, 0.04], dtype=np.float32),
+        },
+    ),
+    "weights in whole numbers with zero points": (
+        [
+            node("DequantizeLinear", ["q", "s", "z"], ["w"]),
+            node("DequantizeLinear", ["q", "one", "z1"], ["v"]),
+            node("Add", ["w", "v"], ["k"]),
+            node("Conv", ["x", "k"], ["y"]),
+        ],
+        {
+            "q": np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3)).astype(np.uint8),
+            "s": np.array([0.01, 0.02, 0.03], dtype=np.float32),
+            "z": np.array([128, 100, 90], dtype=np.uint8),
+            "one": np.array(0.005, dtype=np.float32),
+            "z1": np.array(7, dtype=np.uint8),
+        },
+    ),
     "a 0 in Reshape copies a size": ([node("Reshape", ["x", "to"], ["y"])], {"to": axes(0, -1)}),
     "Gemm with factors": (
         [

@@ -89,9 +89,9 @@ def test_the_command_runs_from_another_folder(installed: Path, tmp_path: Path) -
     assert "cannot be read" not in done.stdout
 
 
-@pytest.mark.parametrize("folder", ["train", "eval"])
-def test_programs_are_found_in_the_wheel(installed: Path, tmp_path: Path, folder: str) -> None:
-    done = run(installed, tmp_path, "idgen", folder, "--help")
+@pytest.mark.parametrize(("command", "folder"), [("train", "train"), ("evaluate", "eval")])
+def test_programs_are_found_in_the_wheel(installed: Path, tmp_path: Path, command: str, folder: str) -> None:
+    done = run(installed, tmp_path, "idgen", command, "--help")
     assert done.returncode == 0, done.stderr
     listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert listed == {path.stem for path in (ROOT / folder).glob("*.py")}

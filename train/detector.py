@@ -9,7 +9,6 @@ had not been.
 
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +21,24 @@ from torch import Tensor
 from idgen.config import program_arguments
 from idgen.data.backgrounds import background
 from idgen.data.images import load_faces, split_people
+from idgen.data.places import data_file
 from idgen.data.scenes import (
     Placement,
     Portrait,
+    agreed_portrait,
     ellipse_mask,
     paste,
     placed_box,
     placed_landmarks,
-    portrait_of,
     square_mask,
 )
 from idgen.errors import ConfigError
 from idgen.faces.scrfd_loss import detection_terms, targets
 from idgen.faces.scrfd_net import DetectorNet, ScrfdOutputs
 from idgen.faces.yunet import YunetDetector
-from idgen.training import MovingAverage, Progress, TrainingRun
+from idgen.training import MovingAverage, Progress, TrainingRun, store_halves
 
-TEACHER_PX = 192  # a portrait of 128 with its margin, at its own resolution
-LANDMARK_WEIGHT = 5.0  # brings the three terms to about the same size
+TEACHER_PX = (192, 256, 320, 448)  # a portrait of 128 with its margin, 1 to 2.3 times as large
 Faces = tuple[Tensor, Tensor, Tensor]  # boxes (N, 4), landmarks (N, 5, 2), is_clear (N,)
 
 
@@ -61,6 +60,7 @@ class DetectorConfig:
     num_backgrounds: int = 400
     background_px: int = 640
     min_face_px: float = 14.0
+    landmark_weight: float = 10.0  # 5 brings the three terms to about the same size
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
@@ -78,20 +78,14 @@ class DetectorConfig:
             raise ConfigError(f"background_px must be at least {2 * self.scene_px}, got {self.background_px}")
 
 
-def data_file(given: Path | None, variable: str, name: str) -> Path:
-    """``given``, or the file ``name`` of the folder that an environment variable names."""
-    if given is None and variable not in os.environ:
-        raise ConfigError(f"set {variable} to the folder of {name}, or name the file in the configuration")
-    return given or Path(os.environ[variable]) / name
-
-
 def labelled(run: TrainingRun, config: DetectorConfig) -> list[Portrait]:
     """Portraits of the people to train on; the teacher's answers are kept in the run folder."""
     table = split_people(load_faces(data_file(config.faces, "IDGEN_FACES", "faces_train.parquet")))[0]
     kept = run.load("labels")
     if kept is None:
-        teacher = YunetDetector(data_file(config.teacher, "IDGEN_WEIGHTS", "yunet.onnx"), size_px=TEACHER_PX)
-        answers = {row: portrait_of(image, teacher) for row, image in enumerate(table.images)}
+        path = data_file(config.teacher, "IDGEN_WEIGHTS", "yunet.onnx")
+        teachers = [YunetDetector(path, size_px=size_px) for size_px in TEACHER_PX]
+        answers = {row: agreed_portrait(image, teachers) for row, image in enumerate(table.images)}
         found = {row: portrait for row, portrait in answers.items() if portrait is not None}
         kept = {
             "rows": torch.tensor(list(found)),
@@ -219,13 +213,15 @@ def learning_rate(step: int, config: DetectorConfig) -> float:
     return config.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-def objective(net: DetectorNet, pixel_values: Tensor, faces: list[Faces]) -> tuple[Tensor, dict[str, float]]:
+def objective(
+    net: DetectorNet, pixel_values: Tensor, faces: list[Faces], config: DetectorConfig
+) -> tuple[Tensor, dict[str, float]]:
     """Scalar to minimise, and the named terms it is made of."""
     height, width = pixel_values.shape[-2:]
     with torch.autocast("cpu", torch.bfloat16):
         predictions = net(pixel_values.contiguous(memory_format=torch.channels_last))
     terms = detection_terms(predictions, targets(faces, height, width), height, width)
-    loss = terms["score"] + terms["box"] + LANDMARK_WEIGHT * terms["landmarks"]
+    loss = terms["score"] + terms["box"] + config.landmark_weight * terms["landmarks"]
     return loss, {name: term.item() for name, term in terms.items()}
 
 
@@ -240,6 +236,7 @@ def export(net: DetectorNet, path: Path, *, threshold: float = 0.5) -> None:
         wrapped, (example,), str(path), opset_version=13, dynamo=False,
         input_names=["pixel_values"], output_names=names, dynamic_axes=axes,
     )  # fmt: skip
+    store_halves(path)
 
 
 def train(run: TrainingRun, config: DetectorConfig) -> DetectorNet:
@@ -264,7 +261,7 @@ def train(run: TrainingRun, config: DetectorConfig) -> DetectorNet:
 
     while progress.step < config.steps:
         pixel_values, faces = batch_of(progress.step, backgrounds, portraits, config)
-        loss, terms = objective(net, pixel_values, faces)
+        loss, terms = objective(net, pixel_values, faces, config)
         if not loss.isfinite():
             raise FloatingPointError(f"loss is {loss.item()} at step {progress.step}: {terms}")
         for group in optimizer.param_groups:

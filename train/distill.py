@@ -13,8 +13,6 @@ Shapes: B batch, D embedding width, C channels, H height, W width. Views are RGB
 """
 
 import math
-import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,21 +21,20 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from idgen.config import program_arguments
 from idgen.data.images import FaceTable, load_faces, split_people
+from idgen.data.places import data_file
 from idgen.data.views import CROP_PX, ViewConfig, blend, degrade, jittered_views
 from idgen.errors import ConfigError
-from idgen.metrics.verification import fold_accuracies
 from idgen.pixels import to_pixel_values
 from idgen.recognition.backbone import SmallResNet, Symmetric
+from idgen.recognition.export import export_recogniser
 from idgen.recognition.muon import Muon
+from idgen.recognition.validation import embed_rows, held_out_accuracy
 from idgen.recognition.whitening import whitening
 from idgen.training import MovingAverage, Progress, TrainingRun
-
-HALF_FROM = 1024  # weights of fewer numbers stay float32: they are biases and slopes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,41 +243,14 @@ class Distillation:
         self.progress = Progress(**state["progress"])
 
 
-def held_out_pairs(table: FaceTable, seed: int = 0, folds: int = 5) -> dict[str, np.ndarray]:
-    """Up to five genuine pairs a person, and as many impostors within the same fold of people."""
-    rng = np.random.default_rng(seed)
-    people = list(table.people().values())
-    whole = len(people) // folds * folds
-    if whole < 2 * folds:
-        raise ConfigError(f"at least {2 * folds} people have to be held out to choose on, got {len(people)}")
-    pairs = []
-    for i, rows in enumerate(people):
-        chosen = rng.permutation(rows)[: 2 * min(5, len(rows) // 2)].reshape(-1, 2)
-        for a, b in chosen:
-            other = people[(i + folds * int(rng.integers(1, len(people) // folds))) % whole]
-            pairs += [(i % folds, a, b, True), (i % folds, a, rng.choice(other), False)]
-    fold, first, second, same = (np.array(column) for column in zip(*pairs, strict=True))
-    return {"fold": fold, "first": first, "second": second, "same": same}
-
-
-@torch.no_grad()
-def embed(student: nn.Module, table: FaceTable, rows: np.ndarray, config: Config) -> Tensor:
-    """Raw embeddings (N, D) of these rows."""
-    parts = []
-    for part in np.array_split(rows, 1 + len(rows) // config.batch_size):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            parts.append(student(to_pixel_values(table.crops(part))).float())
-    return torch.cat(parts)
-
-
 def evaluate(student: nn.Module, table: FaceTable, targets: Tensor, config: Config) -> dict[str, float]:
     """Cosine to the teacher, and accuracy on pairs, of people that the training does not see."""
-    embedding = F.normalize(embed(student, table, np.arange(len(table)), config), dim=1)
-    pairs = held_out_pairs(table)
-    similarity = (embedding[pairs["first"]] * embedding[pairs["second"]]).sum(dim=1).numpy()
+    embedding = F.normalize(
+        embed_rows(student, table, np.arange(len(table)), bfloat16=config.bfloat16), dim=1
+    )
     return {
         "cosine": (embedding * targets).sum(dim=1).mean().item(),
-        "accuracy": float(fold_accuracies(similarity, pairs["same"], pairs["fold"]).mean()),
+        "accuracy": held_out_accuracy(embedding.numpy(), table),
     }
 
 
@@ -288,7 +258,7 @@ def evaluate(student: nn.Module, table: FaceTable, targets: Tensor, config: Conf
 def whiten(student: SmallResNet, table: FaceTable, config: Config) -> None:
     """Build into the last layer what makes pictures of one person vary less than people do."""
     people = [rows[: config.whitening_pictures] for rows in table.people().values() if len(rows) > 1]
-    embedding = embed(Symmetric(student), table, np.concatenate(people), config)
+    embedding = embed_rows(Symmetric(student), table, np.concatenate(people), bfloat16=config.bfloat16)
     owner = torch.repeat_interleave(torch.tensor([len(rows) for rows in people]))
     centre, matrix = whitening(
         embedding, owner, exponent=config.whitening_exponent, shrinkage=config.whitening_shrinkage
@@ -297,50 +267,6 @@ def whiten(student: SmallResNet, table: FaceTable, config: Config) -> None:
     assert isinstance(last, nn.Linear)
     last.bias.copy_(matrix @ (last.bias - centre))
     last.weight.copy_(matrix @ last.weight)
-
-
-def export(student: nn.Module, path: Path) -> None:
-    """Write the ONNX file.
-
-    Input (n, 3, 112, 112), RGB as (x - 127.5) / 127.5; output the raw embedding (n, D). Weights are halves on
-    disk.
-    """
-    student = student.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the newer exporter writes a second file
-        torch.onnx.export(
-            student, (torch.zeros(2, 3, CROP_PX, CROP_PX),), path, opset_version=13, dynamo=False,
-            input_names=["input"], output_names=["embedding"], dynamic_axes={"input": {0: "n"}, "embedding":
-        {0: "n"}}, )  # fmt: skip
-    model = onnx.load(path)
-    halve(model.graph)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def halve(graph: onnx.GraphProto) -> None:
-    """Store large weights as float16 with a Cast to float32 behind each: half the file, same arithmetic."""
-    casts = []
-    for tensor in graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.size >= HALF_FROM:
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
-            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def data_file(given: Path | None, variable: str, name: str) -> Path:
-    """A file that does not travel with the repository: as configured, or in the folder a variable names."""
-    if given is not None:
-        return given
-    if variable not in os.environ:
-        raise ConfigError(
-            f"{name} is needed: set {variable} to the folder that holds it, or name it in the config"
-        )
-    return Path(os.environ[variable]) / name
 
 
 def teacher_of(table: FaceTable, teacher: Teacher, config: Config) -> Tensor:
@@ -387,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     targets = teacher_of(held, teacher, config)
     run.log("whitened", task.progress, evaluate(Symmetric(student), held, targets, config))
     run.save("student", student.state_dict())
-    export(Symmetric(student), arguments.out / "rec_mini.onnx")
+    export_recogniser(Symmetric(student), arguments.out / "rec_mini.onnx")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from idgen.adapters.install import IDAdapter
 from idgen.config import from_mapping
@@ -23,6 +23,8 @@ class AdapterCard:
         num_tokens: tokens a reference.
         licence: of the weights.
         training_run: what made it: configuration and data, in words or as a hash.
+        feature: "face_vector" for vectors of unit length, "raw_face_vector" for those of their own length, as
+            the published FaceID files with "unnorm" in their names read them.
     """
 
     base_model: str
@@ -30,6 +32,7 @@ class AdapterCard:
     num_tokens: int
     licence: str
     training_run: str = ""
+    feature: Literal["face_vector", "raw_face_vector"] = "face_vector"
 
     def reads(self, encoder: str) -> bool:
         """Whether it is for face vectors of ``encoder``; where one of them has no hash, the names decide."""
@@ -60,7 +63,7 @@ def read_card(
     if beside.exists():
         values = _read_json(beside, sha256)
     elif "encoder" in metadata:
-        names = ("idgen_adapter", "base_model", "encoder", "licence", "training_run")
+        names = ("idgen_adapter", "base_model", "encoder", "licence", "training_run", "feature")
         values = {name: metadata[name] for name in names if name in metadata}
         values["num_tokens"] = adapter.num_tokens
     elif encoder is not None:
@@ -69,6 +72,7 @@ def read_card(
             "encoder": encoder,
             "num_tokens": adapter.num_tokens,
             "licence": "unknown",
+            "feature": "raw_face_vector" if "unnorm" in path.stem else "face_vector",
         }
     else:
         raise WeightsError(_which_encoder(path, adapter))

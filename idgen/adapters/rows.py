@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from idgen.adapters.checkpoint import AdapterFile
-from idgen.errors import ConfigError, EncoderMismatchError
+from idgen.errors import ConfigError, EncoderMismatchError, IdentityError
 from idgen.identity import Identity
 
 Person: TypeAlias = Identity | Sequence[Identity] | None  # one reference, several, or nobody (the base model)
@@ -71,18 +71,26 @@ def _references(person: Person) -> list[Identity]:
 
 
 def face_vector(file: AdapterFile, identity: Identity) -> np.ndarray:
-    """The face vector (D,) of an identity that the adapter reads.
+    """The face vector (D,) of an identity that the adapter reads: of unit length, or of its own.
 
     Raises:
         EncoderMismatchError: if it was made by another encoder, or has another width.
-        IdentityError: if the identity has no face vector.
+        IdentityError: if the identity has no face vector, or its own length is wanted and not known.
     """
     encoders = [f.encoder for f in identity.features if f.kind == "face_vector"]
     fitting = [encoder for encoder in encoders if file.reads(encoder)]
-    vector = identity.feature("face_vector", fitting[0] if fitting else file.card.encoder).value
+    feature = identity.feature("face_vector", fitting[0] if fitting else file.card.encoder)
+    vector = feature.value
     if len(vector) != file.adapter.id_dim:
         raise EncoderMismatchError(
             f"{fitting[0]} makes face vectors of width {len(vector)}, but the adapter {file.path.name} reads "
             f"width {file.adapter.id_dim} (of {file.card.encoder})"
         )
-    return vector
+    if file.card.feature == "face_vector":
+        return vector
+    if feature.norm is None:
+        raise IdentityError(
+            f"the adapter {file.path.name} reads face vectors of their own length, which this identity does "
+            "not know; make it again from photos with `idgen embed`"
+        )
+    return vector * np.float32(feature.norm)

@@ -103,15 +103,16 @@ def _usable_cores() -> int:
 
 
 def _mini(report: Report) -> None:
-    parts = {
-        "detectors": mini.FACES / "det_mini.onnx",
-        "encoders": mini.FACES / "rec_mini.onnx",
-        "models": mini.BASE / "model_index.json",
-        "adapter": mini.ADAPTER,
-    }
-    for kind, path in parts.items():
+    parts = (
+        ("detectors", "mini", mini.FACES / "det_mini.onnx"),
+        ("encoders", "mini", mini.FACES / "rec_mini.onnx"),
+        ("encoders", "judge", mini.JUDGE),
+        ("models", "mini", mini.BASE / "model_index.json"),
+        ("adapter", "mini", mini.ADAPTER),
+    )
+    for kind, name, path in parts:
         if path.is_file():
-            row = {"name": "mini", "path": str(path), "licence": MINI_LICENCE}
+            row = {"name": name, "path": str(path), "licence": MINI_LICENCE}
             if kind != "adapter":
                 getattr(report, kind).append(row)
         else:

@@ -66,8 +66,9 @@ def _check_target(out: Path) -> None:
 
 
 def _load(detector: str, encoder: str, *, may_download: bool) -> tuple["Detector", "FaceEncoder"]:
-    from idgen.encoders.arcface import KNOWN_PACKS, load_encoder
+    from idgen.encoders.arcface import load_encoder
     from idgen.faces.detect import detectors, load_detector
+    from idgen.faces.insightface_detector import KNOWN_PACKS
 
     if may_download:
         for pack in {detector.removeprefix("insightface:"), encoder} & set(KNOWN_PACKS):

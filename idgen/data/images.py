@@ -86,12 +86,18 @@ def split_people(table: FaceTable, *, held_out: float = 0.1, seed: int = 0) -> t
         seed: of the shuffle; every program uses 0, so that nothing is chosen on people that another part saw.
     """
     people = table.people()
-    names = sorted(people)
-    np.random.default_rng(seed).shuffle(names)
-    num_held_out = round(len(names) * held_out)
-    held = [row for name in names[:num_held_out] for row in people[name]]
-    rest = [row for name in names[num_held_out:] for row in people[name]]
+    held_out_names, rest_names = split_names(list(people), held_out=held_out, seed=seed)
+    held = [row for name in held_out_names for row in people[name]]
+    rest = [row for name in rest_names for row in people[name]]
     return table.subset(rest), table.subset(held)
+
+
+def split_names(names: list[str], *, held_out: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
+    """The same split of names alone: (held out, training)."""
+    shuffled = sorted(names)
+    np.random.default_rng(seed).shuffle(shuffled)
+    num_held_out = round(len(shuffled) * held_out)
+    return shuffled[:num_held_out], shuffled[num_held_out:]
 
 
 def training_faces(path: Path | None) -> FaceTable:

@@ -3,6 +3,7 @@
 Points are (x, y) in pixels, whole numbers are pixel centres. Pictures are uint8 (H, W, 3) RGB.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,26 @@ def portrait_of(image: np.ndarray, teacher: Detector) -> Portrait | None:
         return None
     face = faces[0].moved(shift=(-margin, -margin))
     return Portrait(image=image, box=face.box, landmarks=face.landmarks)
+
+
+def agreed_portrait(image: np.ndarray, teachers: Sequence[Detector]) -> Portrait | None:
+    """A portrait with the mean of all answers to the picture and to its mirror image; None if one is missing.
+
+    A single answer of YuNet is off from the mean of many by 5 to 7 % of the distance of the eyes, in part
+    always to the right: too coarse to judge 6 % by, and to learn it from.
+    """
+    mirror = np.ascontiguousarray(image[:, ::-1])
+    answers = [portrait_of(image, teacher) for teacher in teachers]
+    answers += [
+        found and found.mirrored() for found in (portrait_of(mirror, teacher) for teacher in teachers)
+    ]
+    found = [answer for answer in answers if answer is not None]
+    if len(found) < len(answers):
+        return None
+    box = np.mean([portrait.box for portrait in found], axis=0)
+    return Portrait(
+        image=image, box=box, landmarks=np.mean([portrait.landmarks for portrait in found], axis=0)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,20 @@ def blend(views: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return weight * views + (1 - weight) * other
 
 
+def erase(views: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A share of the views loses a rectangle of up to a quarter of its area, which becomes one random colour.
+
+    Zhong et al. 2017, https://arxiv.org/abs/1708.04896; recognisers trained on few people need it.
+    """
+    batch, _, height, width = views.shape
+    draw = torch.rand(5, batch, 1, 1, generator=generator)
+    colour = torch.rand(batch, 3, 1, 1, generator=generator)
+    rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+    inside = (rows - draw[0] * height).abs() < draw[1] * height / 4
+    inside = inside & ((columns - draw[2] * width).abs() < draw[3] * width / 4) & (draw[4] < share)
+    return torch.where(inside[:, None], colour, views)
+
+
 def degrade(views: Tensor, config: ViewConfig, generator: torch.Generator) -> Tensor:
     """Other light and colour, a little noise, and for a share of the views a small size and back."""
     views = _small_and_back(_relit(views, generator), config, generator)

@@ -4,6 +4,7 @@ Shapes: B batch, D embedding width.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,9 @@ from idgen.encoders.base import (
 )
 from idgen.encoders.onnx_torch import TorchEncoder, crop_spec, read_onnx, torch_encoder
 from idgen.errors import ModelNotFoundError, WeightsError
-from idgen.faces.insightface_detector import PACKS, find_pack
+from idgen.faces.insightface_detector import KNOWN_PACKS, PACKS, find_pack, missing_pack
 from idgen.faces.onnx_session import open_session
 
-KNOWN_PACKS = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc")
-PACK_URL = "https://github.com/deepinsight/insightface/releases/download/model-zoo"
 MAX_BATCH = 64  # faces at once: an IResNet-100 holds about 20 MB of maps for each
 
 
@@ -180,6 +179,11 @@ def mini_encoder() -> OnnxFaceEncoder:
     return OnnxFaceEncoder(mini.FACES / "rec_mini.onnx", name="mini", licence=RESEARCH_ONLY)
 
 
+def judge_encoder() -> OnnxFaceEncoder:
+    """The embedded second eye: learned from the names of people alone, it has never conditioned anything."""
+    return OnnxFaceEncoder(mini.JUDGE, name="judge", licence=RESEARCH_ONLY)
+
+
 def insightface_encoder(pack: str | Path) -> OnnxFaceEncoder:
     """The recogniser of an insightface pack on this disk; nothing is downloaded.
 
@@ -204,6 +208,7 @@ def onnx_encoder(path: str | Path, crop: CropSpec | None = None) -> OnnxFaceEnco
 
 
 encoders.register("mini")(mini_encoder)
+encoders.register("judge")(judge_encoder)
 encoders.register("insightface")(insightface_encoder)
 encoders.register("onnx")(onnx_encoder)
 
@@ -212,7 +217,8 @@ def load_encoder(spec: str) -> OnnxFaceEncoder:
     """The encoder a user means.
 
     Args:
-        spec: "mini", the path of an ONNX file, a folder that holds one recogniser, or the name of an
+        spec: "mini", "judge" (the embedded second eye), the path of an ONNX file, a folder that holds one
+            recogniser, or the name of an
             insightface pack in ``~/.insightface/models``.
 
     Raises:
@@ -222,6 +228,8 @@ def load_encoder(spec: str) -> OnnxFaceEncoder:
     path = Path(spec).expanduser()
     if spec == "mini" or path.resolve() in (mini.FACES, mini.FACES / "rec_mini.onnx"):
         return mini_encoder()
+    if spec == "judge" or path.resolve() in (mini.JUDGE.parent, mini.JUDGE):
+        return judge_encoder()
     if path.is_file() or path.suffix == ".onnx":
         return onnx_encoder(path)
     in_packs = PACKS.expanduser() in path.resolve().parents
@@ -231,17 +239,25 @@ def load_encoder(spec: str) -> OnnxFaceEncoder:
     return insightface_encoder(spec)
 
 
+def load_encoders(specs: Iterable[str]) -> list[OnnxFaceEncoder]:
+    """The two embedded ones, mini and its judge, and those named; each once.
+
+    Raises:
+        ModelNotFoundError: as `load_encoder`.
+        WeightsError: as `load_encoder`.
+    """
+    found = {encoder.id: encoder for encoder in map(load_encoder, ("mini", "judge", *specs))}
+    return list(found.values())
+
+
 def _no_such_encoder(spec: str) -> ModelNotFoundError:
     """What a name that leads nowhere may have meant, and how to get it."""
     root = PACKS.expanduser()
     there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     if spec in KNOWN_PACKS:
-        return ModelNotFoundError(
-            f"the insightface pack {spec!r} is not on this disk; unpack {PACK_URL}/{spec}.zip "
-            f"into {root / spec} (its licence: non-commercial research only)"
-        )
-    near = nearest(spec, ["mini", *there, *KNOWN_PACKS])
+        return missing_pack(spec)
+    near = nearest(spec, ["mini", "judge", *there, *KNOWN_PACKS])
     return ModelNotFoundError(
-        f"no encoder {spec!r}{near} It is neither 'mini', nor a file or folder, nor a pack in {root} "
+        f"no encoder {spec!r}{near} It is neither 'mini' nor 'judge', no file, no folder, no pack in {root} "
         f"(there: {', '.join(there) or 'none'})"
     )

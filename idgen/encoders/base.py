@@ -82,4 +82,4 @@ class FaceEncoder(Protocol):
 
 
 encoders: Registry[FaceEncoder] = Registry("encoder")
-"""Filled by ``idgen.encoders.arcface``: "mini", "insightface" and "onnx"."""
+"""Filled by ``idgen.encoders.arcface``: "mini", "judge", "insightface" and "onnx"."""

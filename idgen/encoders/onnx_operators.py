@@ -220,6 +220,20 @@ def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
     return inputs[0] if inputs[0].is_floating_point() else inputs[0].float()
 
 
+@_operator("DequantizeLinear")
+def _dequantize_linear(inputs: Inputs, attributes: Attributes) -> Tensor:
+    """``(x - zero) * scale``; a vector of scales belongs to one axis. Whole numbers become floats here."""
+    x, scale = inputs[0], inputs[1]
+    zero = inputs[2] if len(inputs) > 2 else None
+    if attributes.get("block_size", 0):
+        raise UnsupportedSettingError("block_size is not supported")
+    shape = [1] * x.ndim
+    if scale.ndim:
+        shape[attributes.get("axis", 1)] = -1
+    shifted = x if zero is None else x - zero.reshape(shape if zero.ndim else ())
+    return shifted.to(scale.dtype) * scale.reshape(shape if scale.ndim else ())
+
+
 @_operator("Flatten")
 def _flatten(inputs: Inputs, attributes: Attributes) -> Tensor:
     x, axis = inputs[0], attributes.get("axis", 1)

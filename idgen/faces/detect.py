@@ -104,9 +104,10 @@ def load_detector(spec: str) -> Detector:
     """
     name, _, path = spec.partition(":")
     if name not in detectors:
-        from idgen.faces.insightface_detector import find_pack
+        from idgen.faces.insightface_detector import KNOWN_PACKS, find_pack
 
-        return detectors.build("insightface", path=spec) if find_pack(spec) else detectors.build(spec)
+        is_pack = spec in KNOWN_PACKS or find_pack(spec)
+        return detectors.build("insightface", path=spec) if is_pack else detectors.build(spec)
     if name in ("scrfd", "yunet") and not path:
         raise ConfigError(f"the detector {name} needs its file: {name}:FILE.onnx")
     if name == "mini" and path:

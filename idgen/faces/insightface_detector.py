@@ -10,6 +10,8 @@ from idgen.faces.detect import Face
 from idgen.pixels import rgb_to_bgr
 
 PACKS = Path("~/.insightface/models")
+KNOWN_PACKS = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc")
+PACK_URL = "https://github.com/deepinsight/insightface/releases/download/model-zoo"
 MANIFEST = "manifest.json"
 MIN_OUTPUTS = 5  # insightface takes an ONNX with this many outputs for a detector
 
@@ -28,11 +30,17 @@ def find_pack(pack: str | Path) -> Path | None:
     return None
 
 
-def _refuse_missing(pack: str | Path) -> ModelNotFoundError:
+def missing_pack(pack: str | Path) -> ModelNotFoundError:
+    """The error for a pack that is not on this disk; of those that insightface publishes it says where."""
+    if str(pack) in KNOWN_PACKS:
+        return ModelNotFoundError(
+            f"the insightface pack {str(pack)!r} is not on this disk; unpack {PACK_URL}/{pack}.zip into "
+            f"{PACKS.expanduser() / pack} (its licence: non-commercial research only)"
+        )
     tried = [str(Path(pack).expanduser()), str(PACKS.expanduser() / pack)]
     return ModelNotFoundError(
         f"no insightface pack {str(pack)!r} on this disk (looked for ONNX files in {' and '.join(tried)}). "
-        "Download it yourself or allow it with --download; its licence is for non-commercial research only"
+        f"Published ones: {', '.join(KNOWN_PACKS)}"
     )
 
 
@@ -82,7 +90,7 @@ class InsightfaceDetector:
         face_analysis = _face_analysis()
         folder = find_pack(pack)
         if folder is None and not download:
-            raise _refuse_missing(pack)
+            raise missing_pack(pack)
         if folder is None:
             folder = _fetch(str(pack))
         _check_holds_detector(folder)

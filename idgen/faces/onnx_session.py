@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-def open_session(path: Path, *, num_threads: int | None = None) -> "InferenceSession":
+def open_session(
+    path: Path, *, num_threads: int | None = None, content: bytes | None = None
+) -> "InferenceSession":
     """An onnxruntime session on the CPU.
 
     Args:
         path: the ONNX file.
         num_threads: of one run; None lets onnxruntime take every core.
+        content: what to open in place of what the file holds: a graph made from it.
 
     Raises:
         ModelNotFoundError: if there is no such file.
@@ -29,7 +32,7 @@ def open_session(path: Path, *, num_threads: int | None = None) -> "InferenceSes
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{path} is not an ONNX file that onnxruntime can open: {reason}") from None

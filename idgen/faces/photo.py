@@ -158,17 +158,19 @@ def _ambiguous(faces: list[Face], source: str) -> str:
     return f"{source} shows {_listing(faces)}. Say which one is meant: --which {CHOICES}"
 
 
-def face_crop(image: Image.Image, face: Face, size_px: int = TEMPLATE_SIZE_PX) -> Tensor:
-    """The face in the ArcFace pose; black outside of the picture.
+def face_crop(
+    image: Image.Image, face: Face, size_px: int = TEMPLATE_SIZE_PX, *, margin_px: int = 0
+) -> Tensor:
+    """The face in the ArcFace pose, with ``margin_px`` of context; black outside of the picture.
 
     Where the face is more than twice the size of the crop, its pixels are averaged in whole blocks first, so
     that every pixel counts; otherwise the warp equals insightface's `norm_crop`.
 
     Returns:
-        (3, size_px, size_px) in [0, 1], RGB.
+        (3, S, S) in [0, 1], RGB, with S = size_px + 2 margin_px.
     """
     landmarks = torch.from_numpy(np.asarray(face.landmarks, dtype=np.float32)).double()[None]
-    template = ARCFACE_TEMPLATE.double() * (size_px / TEMPLATE_SIZE_PX)
+    template = ARCFACE_TEMPLATE.double() * (size_px / TEMPLATE_SIZE_PX) + margin_px
     matrix = similarity_matrix(landmarks, template)
     shrink = float(1 / torch.linalg.det(matrix[0, :, :2]).sqrt())
     blocks = max(1, int(shrink))
@@ -176,7 +178,7 @@ def face_crop(image: Image.Image, face: Face, size_px: int = TEMPLATE_SIZE_PX) -
         image = image.convert("RGB").reduce(blocks)
         # the centre of block i lies at pixel blocks * i + (blocks - 1) / 2
         matrix = similarity_matrix((landmarks - (blocks - 1) / 2) / blocks, template)
-    return warp(to_tensor(image)[None], matrix.float(), size_px)[0]
+    return warp(to_tensor(image)[None], matrix.float(), size_px + 2 * margin_px)[0]
 
 
 def read_face(path: str | Path, detector: Detector, which: str = "only") -> tuple[Tensor, Face, FacePhoto]:

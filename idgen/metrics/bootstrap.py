@@ -3,6 +3,8 @@
 Shapes: P people.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -29,3 +31,61 @@ def interval_over_people(
     draws = rng.integers(len(values), size=(num_resamples, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much more one run gives than another, on the same people.
+
+    Attributes:
+        mean: of the second less the first.
+        interval: 95 % percentile interval over people.
+        p: two-sided: twice the smaller share of resampled means on one side of 0, at least 2 / (draws + 1).
+        num_people: who have a number in both.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    p: float
+    num_people: int
+
+
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, *, num_resamples: int = 10_000, seed: int = 0
+) -> Difference:
+    """Paired bootstrap of the mean difference (Efron and Tibshirani 1993, chapter 16).
+
+    Args:
+        first: (P,) one number a person; NaN where there is none.
+        second: (P,) of the same people, in the same order.
+        num_resamples: draws of people with replacement.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if fewer than two people have a number in both.
+    """
+    change = (second - first)[~np.isnan(first) & ~np.isnan(second)]
+    if len(change) < 2:
+        raise ValueError(f"a paired test needs two people with a number in both runs, got {len(change)}")
+    rng = np.random.default_rng(seed)
+    means = np.empty(num_resamples)
+    for start in range(0, num_resamples, 500):  # of many people not all draws fit into memory at once
+        draws = rng.integers(len(change), size=(min(500, num_resamples - start), len(change)))
+        means[start : start + len(draws)] = change[draws].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    side = min((means <= 0).sum(), (means >= 0).sum())
+    return Difference(
+        mean=float(change.mean()),
+        interval=(float(low), float(high)),
+        p=float(min(1.0, 2 * (side + 1) / (num_resamples + 1))),
+        num_people=len(change),
+    )
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P-values corrected for their number (Holm 1979): (T,) in [0, 1], monotone in the ones given."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
+    return corrected

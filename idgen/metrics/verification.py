@@ -58,3 +58,68 @@ def fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) 
         )
         for n in numbers
     ])  # fmt: skip
+
+
+# The grid of insightface's harness: squared distances of unit vectors, 0 to 4.
+GRID = np.arange(0, 4, 0.01)
+
+
+def contiguous_folds(num_pairs: int, num_folds: int = 10) -> np.ndarray:
+    """Folds of neighbouring pairs, the first ones larger by one where it does not come out even: (P,)."""
+    sizes = np.full(num_folds, num_pairs // num_folds)
+    sizes[: num_pairs % num_folds] += 1
+    return np.repeat(np.arange(num_folds), sizes)
+
+
+def grid_fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Accuracy of each fold with the threshold from insightface's grid: comparable with published tables.
+
+    A pair is accepted where ``|a - b|^2 = 2 - 2 cos`` lies below the threshold. Of the 400 thresholds the
+    first one that is best on all other folds counts.
+
+    Args:
+        similarity: (P,) cosines of unit vectors.
+        same: (P,) true where a pair shows one person.
+        fold: (P,) number of the fold; at least two folds.
+
+    Raises:
+        ValueError: if there is only one fold.
+    """
+    numbers = np.unique(fold)
+    if len(numbers) < 2:
+        raise ValueError(f"the threshold comes from the other folds, so two are needed, got {len(numbers)}")
+    right = (2 - 2 * similarity[None] < GRID[:, None]) == same.astype(bool)[None]  # (thresholds, P)
+    accuracies = []
+    for number in numbers:
+        best = np.argmax(right[:, fold != number].mean(axis=1))
+        accuracies.append(right[best, fold == number].mean())
+    return np.array(accuracies)
+
+
+def standard_error(accuracies: np.ndarray) -> float:
+    """Standard error of the mean over folds: ``std / sqrt(F)``, the population's std, as LFW reports it."""
+    return float(accuracies.std() / np.sqrt(len(accuracies)))
+
+
+def roc(similarity: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every operating point of a list of pairs: FAR, TAR and threshold, (T,) each, from strict to lenient.
+
+    Raises:
+        ValueError: if all pairs are of one kind.
+    """
+    truth = same.astype(bool)
+    if truth.all() or not truth.any():
+        raise ValueError("pairs of one person and of two people are needed")
+    values = np.unique(similarity)[::-1]
+    genuine, impostor = np.sort(similarity[truth]), np.sort(similarity[~truth])
+    tar = 1 - np.searchsorted(genuine, values, side="left") / len(genuine)
+    far = 1 - np.searchsorted(impostor, values, side="left") / len(impostor)
+    zero = np.zeros(1)
+    return np.append(zero, far), np.append(zero, tar), np.append(values[:1] + 1e-6, values)
+
+
+def tar_at_far(similarity: np.ndarray, same: np.ndarray, max_far: float) -> tuple[float, float]:
+    """The highest share of genuine pairs accepted at a FAR of at most ``max_far``, and its threshold."""
+    far, tar, threshold = roc(similarity, same)
+    best = int(np.flatnonzero(far <= max_far + 1e-12)[-1])
+    return float(tar[best]), float(threshold[best])

@@ -4,5 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 FACES = ROOT / "faces"  # det_mini.onnx and rec_mini.onnx: a folder that insightface's FaceAnalysis opens
+JUDGE = ROOT / "judge" / "judge.onnx"  # the second eye, outside of FACES: insightface must find one there
+PEOPLE = ROOT / "faces" / "people.safetensors"  # the distribution that new people are drawn from
 BASE = ROOT / "base"  # a Stable Diffusion checkpoint in the ordinary diffusers layout
 ADAPTER = ROOT / "adapter" / "faceid_mini.safetensors"  # with its JSON beside it

@@ -1,0 +1,1 @@
+"""New people: identities that are nobody's, far apart from each other."""
