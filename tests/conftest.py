@@ -2,13 +2,22 @@
 
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from idgen.adapters.install import IDAdapter
 from idgen.identity import Identity
@@ -19,6 +28,21 @@ torch.set_num_threads(1)  # tiny models: threads would only wait for each other
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_left_as_it_was() -> Iterator[None]:
+    """The programs run in this process: one that leaves gradients off would break a later file."""
+    yield
+    assert torch.is_grad_enabled()
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as in a terminal: a job in the background (`make test &`) inherits it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _folder_from(variable: str) -> Path:
@@ -52,6 +76,32 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: CLIPTokenizer) -> Path:
+    """A CLIP of the real class, in a folder as transformers keeps it."""
+    folder = tmp_path_factory.mktemp("clip")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    end = tiny_tokenizer.eos_token_id
+    words = {
+        "vocab_size": len(tiny_tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": end,
+        "bos_token_id": 0,
+    }
+    config = CLIPConfig(
+        text_config=small | words,
+        vision_config=small | {"image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
+    return folder
+
+
 def tiny_unet(cross_attention_dim: int, **settings: object) -> UNet2DConditionModel:
     """A UNet of the real class with two levels and cross-attention in one of them and in the middle."""
     widths = {
@@ -78,7 +128,7 @@ def tiny_text_config(tokenizer: CLIPTokenizer, width: int = 16) -> CLIPTextConfi
 
 
 def tiny_scheduler(**settings: object) -> DDIMScheduler:
-    common = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    common = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     return DDIMScheduler(**{**common, "clip_sample": False, "set_alpha_to_one": False, **settings})
 
 

@@ -167,6 +167,7 @@ def test_an_installation_without_its_programs_says_so(
     assert f"lacks the program {programs}/pipelines/portrait.py" in one_line(capsys)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/toy.py").write_text("import time; print('on', flush=True); time.sleep(60)")

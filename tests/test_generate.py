@@ -139,6 +139,7 @@ def interrupt_when(path: Path, seconds: float = 300) -> threading.Thread:
     return thread
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_whole_files_and_the_same_command_finishes_the_run(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
