@@ -5,10 +5,11 @@ r"""Do pictures look real, do they vary, are the faces good, is the prompt obeye
 
 PICTURES and PHOTOS: a folder with one folder a person, a folder of pictures, a run of `idgen generate`, or a
 Parquet table. Distances to PHOTOS are measured on equal numbers of pictures of both, drawn by --seed: all of
-these numbers depend on how many there are, so compare runs of one size only. Nothing is downloaded.
+these numbers depend on how many there are: compare runs of one size (--at-most). Nothing is downloaded.
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +90,10 @@ def known_features(seen: Seen, eye: Eye) -> np.ndarray:
     return features[np.isfinite(features).all(axis=1)]
 
 
-def distances(eye: Eye, made: Seen, real: Seen, seed: int) -> dict[str, Measure]:
+def distances(eye: Eye, made: Seen, real: Seen, options: argparse.Namespace) -> dict[str, Measure]:
     """Every number about two sets of features."""
     pair = known_features(made, eye), known_features(real, eye)
-    count = min(map(len, pair))
+    seed, count = options.seed, min(*map(len, pair), options.at_most or math.inf)
     if count <= NEIGHBOURS:
         raise MeasureError(
             f"{eye.name} sees {len(pair[0])} pictures and {len(pair[1])} photos; "
@@ -197,7 +198,7 @@ def evaluate(options: argparse.Namespace) -> Report:
     far = {}
     for spec, eye in eyes.features.items():
         name = f"{eye.name} (related)" if is_related(spec, eye, made_by) else eye.name
-        far[name] = distances(eye, made, sets["reference"], options.seed)
+        far[name] = distances(eye, made, sets["reference"], options)
     values = {name: face_values(seen, eyes) for name, seen in sets.items()}
     faces = {
         name: {key: mean_over_people(seen, values[name][key], options.seed) for key in values[name]}
@@ -268,7 +269,7 @@ def prompt_note(eyes: Eyes, made_by: Sequence[str]) -> str:
     return words + (f" Related, as labels in training came from it: {', '.join(known)}." if known else "")
 
 
-def warnings_of(sets: Mapping[str, Seen], eyes: Eyes, far: Mapping[str, object]) -> list[str]:
+def warnings_of(sets: Mapping[str, Seen], eyes: Eyes, far: Mapping[str, Mapping[str, Measure]]) -> list[str]:
     """What a reader must know first."""
     said = []
     for name, seen in sets.items():
@@ -280,11 +281,11 @@ def warnings_of(sets: Mapping[str, Seen], eyes: Eyes, far: Mapping[str, object])
             "Every feature network here conditioned these pictures or shares a teacher with one that did; "
             "add an independent one with --features."
         )
-    for eye in eyes.features.values():
-        count = min(len(known_features(seen, eye)) for seen in sets.values())
+    for eye, numbers in zip(eyes.features.values(), far.values(), strict=True):
+        count = numbers["pictures of each set"].value
         if count < 2 * eye.dim:
             said.append(
-                f"{count} pictures are few for the {eye.dim} features of {eye.name}: its FID is too high."
+                f"{count:.0f} pictures are few for the {eye.dim} features of {eye.name}: its FID is too high."
             )
     return said
 
@@ -296,6 +297,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, help="real pictures to compare with")
     parser.add_argument("--features", action="append", metavar="SPEC",
                         help="mini, recognizer:SPEC, an ONNX, a folder of transformers (mini)")  # fmt: skip
+    parser.add_argument("--at-most", type=int, metavar="N", help="pictures of each set (all of the smaller)")
     parser.add_argument("--normalise", default="imagenet", help="of an ONNX: imagenet, half, clip, unit")
     parser.add_argument("--face-quality", type=Path, metavar="ONNX", help="CR-FIQA or eDifFIQA")
     parser.add_argument("--emotion", type=Path, metavar="ONNX", help="seven expressions")
@@ -310,6 +312,8 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.features and not options.reference:
         raise MeasureError("--features compare with real pictures; give them with --reference")
+    if options.at_most is not None and options.at_most <= NEIGHBOURS:
+        raise MeasureError(f"--at-most must be at least {NEIGHBOURS + 1}, got {options.at_most}")
     options.features = options.features or ["mini"]
     return options
 

@@ -103,6 +103,20 @@ def test_distances_are_those_of_the_features(world: Path, tmp_path: Path) -> Non
     assert not any("Every feature network" in warning for warning in report["warnings"])
 
 
+def test_sets_of_unlike_size_are_compared_at_a_common_one(world: Path, tmp_path: Path) -> None:
+    words = ["--reference", str(world / "real"), "--features", str(world / "colours.onnx"), "--at-most", "7"]
+    measures = quality(world, tmp_path, *words)["measures"]
+    assert measures["colours-imagenet/pictures of each set"]["value"] == 7
+
+
+def test_fewer_pictures_than_neighbours_say_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--aligned", "--reference", str(world / "real"), "--at-most", "5", "--out", str(tmp_path)]
+    assert idgen(["evaluate", "quality", str(world / "made"), *words]) == 2
+    assert "--at-most must be at least 6" in capsys.readouterr().err
+
+
 def test_related_networks_are_marked(world: Path, tmp_path: Path) -> None:
     words = ["--reference", str(world / "real"), "--made-by", "mini@371ffa94143d"]
     report = quality(world, tmp_path, *words)
