@@ -1,0 +1,1 @@
+"""What training minimises: terms with one value a row, which the programs weigh and add up."""
