@@ -1,0 +1,118 @@
+"""From predicted latents to a face vector, with gradients all the way: decoder, aligned crop, torch encoder.
+
+Shapes: B rows, C channels, h and w of the latents, H and W of the picture, F <= B rows with a face, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from idgen.encoders.onnx_torch import TorchEncoder
+from idgen.errors import FaceNotFoundError
+from idgen.faces.align import ARCFACE_TEMPLATE, TEMPLATE_SIZE_PX, align_faces, similarity_matrix
+from idgen.faces.detect import Detector
+from idgen.faces.photo import choose_face, find_faces
+from idgen.pixels import to_pil
+
+
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), about [0, 1], of latents in the denoiser's scale; not clipped: no gradient ends.
+
+    ``D(z / s + b)`` with the ``scaling_factor`` s and, where the autoencoder has one, the ``shift_factor`` b.
+    """
+    shift = vae.config["shift_factor"] or 0.0
+    scaled = latents.to(vae.dtype) / vae.config["scaling_factor"] + shift
+    return (vae.decode(scaled, return_dict=False)[0].float() + 1) / 2
+
+
+def aligned_crops(image: Tensor, landmarks: Tensor, size_px: int) -> Tensor:
+    """Faces in the ArcFace pose, as `idgen.faces.photo.face_crop` makes them, with gradients.
+
+    Where a face is more than twice the size of the crop, whole blocks of pixels are averaged first, so that
+    every pixel counts.
+
+    Args:
+        image: (F, 3, H, W).
+        landmarks: (F, 5, 2) in pixels of the image.
+        size_px: side of the crop.
+
+    Returns:
+        (F, 3, size_px, size_px).
+    """
+    template = ARCFACE_TEMPLATE.to(landmarks) * (size_px / TEMPLATE_SIZE_PX)
+    scale = torch.linalg.det(similarity_matrix(landmarks, template)[:, :, :2]).sqrt()
+    crops = []
+    for picture, points, shrink in zip(image, landmarks, (1 / scale).tolist(), strict=True):
+        blocks = max(1, int(shrink))
+        small = avg_pool2d(picture[None], blocks, ceil_mode=True) if blocks > 1 else picture[None]
+        # the centre of block i lies at pixel blocks * i + (blocks - 1) / 2
+        crops.append(align_faces(small, (points[None] - (blocks - 1) / 2) / blocks, size_px))
+    return torch.cat(crops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedFaces:
+    """Face vectors of the rows that show a face.
+
+    Attributes:
+        id_embedding: (F, D) of unit length, with gradients to the latents.
+        rows: (F,) which rows they are.
+        is_detected: (F,) whether the landmarks were found in the prediction itself; else the training
+        picture's.
+    """
+
+    id_embedding: Tensor
+    rows: Tensor
+    is_detected: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceReader:
+    """What sees the person in predicted latents.
+
+    Other than the published programs, which cut out the detector's box and resize it, it brings the face to
+    the encoder's template (`idgen.faces.align`), as every measurement does.
+
+    Attributes:
+        vae: frozen; its decoder is in the way of the gradients.
+        encoder: the torch twin of the encoder that the targets come from, frozen.
+        detector: looks for landmarks in each prediction; None takes the training pictures' and is faster.
+    """
+
+    vae: AutoencoderKL
+    encoder: TorchEncoder
+    detector: Detector | None = None
+
+    def read(self, x0: Tensor, landmarks: Tensor) -> PredictedFaces:
+        """Decode, align, embed.
+
+        Args:
+            x0: (B, C, h, w) predicted clean latents.
+            landmarks: (B, 5, 2) of the training pictures, in pixels of the decoded picture: where the face is
+                expected if it is not found in the prediction. NaN where that is not known either.
+
+        Returns:
+            The rows with a face; the caller counts those that are missing.
+        """
+        image = decode_latents(self.vae, x0)
+        points, is_detected = landmarks.clone(), torch.zeros(len(x0), dtype=torch.bool)
+        if self.detector is not None:
+            for row, picture in enumerate(image.detach()):
+                try:
+                    found = find_faces(to_pil(picture.clamp(0, 1)), self.detector)
+                    face = choose_face(found, "largest", source=f"row {row}")
+                except FaceNotFoundError:
+                    continue
+                points[row] = torch.from_numpy(face.landmarks).to(points)
+                is_detected[row] = True
+        rows = points.isfinite().all(dim=(1, 2)).nonzero().flatten()
+        if not len(rows):
+            nothing = x0.new_zeros((0, 1), dtype=torch.float32)
+            return PredictedFaces(id_embedding=nothing, rows=rows, is_detected=is_detected[rows])
+        crops = aligned_crops(image[rows], points[rows], self.encoder.crop.size_px)
+        return PredictedFaces(
+            id_embedding=self.encoder(crops), rows=rows, is_detected=is_detected[rows.cpu()]
+        )
