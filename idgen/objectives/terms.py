@@ -1,0 +1,261 @@
+"""Terms of a training objective: each reads one batch, gives one value a row, and is weighed by its settings.
+
+Shapes: B rows of a batch, C channels, h and w of the latents, D width of the face vectors.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from idgen.diffusion.prediction import NoiseSchedule
+from idgen.errors import ConfigError
+from idgen.objectives.denoising import denoising_loss, late_weight, min_snr_weight
+from idgen.objectives.faces import FaceReader, PredictedFaces
+from idgen.objectives.identity import Mining, choose_negatives, cosine_distance, triplet_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceTargets:
+    """Whom each row shows, and against whom it stands.
+
+    Attributes:
+        id_embedding: (B, D) face vector of the training picture of each row.
+        person: (B,) number of its person.
+        landmarks: (B, 5, 2) in pixels of the decoded picture, NaN where unknown.
+        bank: (N, D) vectors that negatives are chosen from, of all rows of all processes.
+        bank_person: (N,) their people.
+    """
+
+    id_embedding: Tensor
+    person: Tensor
+    landmarks: Tensor
+    bank: Tensor
+    bank_person: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One batch as the terms see it. What is costly is computed when a term asks for it, and once.
+
+    Attributes:
+        schedule: noise of the model.
+        timesteps: (B,).
+        noisy: (B, C, h, w) what the model saw.
+        model_output: (B, C, h, w) what it said, with gradients.
+        target: (B, C, h, w) what it should have said.
+        is_prior: (B,) rows of prior pictures, which keep the model what it was and belong to nobody.
+        faces: of the rows, where a term on identity is wanted.
+        reader: sees the faces in the prediction.
+        generator: of whatever is drawn at random, on the CPU.
+    """
+
+    schedule: NoiseSchedule
+    timesteps: Tensor
+    noisy: Tensor
+    model_output: Tensor
+    target: Tensor
+    is_prior: Tensor
+    faces: FaceTargets | None = None
+    reader: FaceReader | None = None
+    generator: torch.Generator | None = None
+
+    @cached_property
+    def instance_rows(self) -> Tensor:
+        """Rows that show the people who are learned."""
+        return (~self.is_prior).nonzero().flatten()
+
+    @cached_property
+    def predicted_faces(self) -> PredictedFaces:
+        """Faces in the predicted pictures of the instance rows; ``rows`` are rows of the batch.
+
+        Raises:
+            ConfigError: if the batch was given without faces or reader.
+        """
+        if self.reader is None or self.faces is None:
+            raise ConfigError("a term on identity needs face vectors of the pictures and a reader of faces")
+        rows = self.instance_rows
+        x0 = self.schedule.x0(self.model_output[rows], self.noisy[rows], self.timesteps[rows])
+        seen = self.reader.read(x0, self.faces.landmarks[rows])
+        return PredictedFaces(
+            id_embedding=seen.id_embedding, rows=rows[seen.rows], is_detected=seen.is_detected
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """What a term says.
+
+    Attributes:
+        rows: (R,) rows of the batch that it is about; the mean is over these.
+        loss: (R,) with gradients; 0 where there is nothing to say, such as a face that is not found.
+        said: further numbers for the log, detached.
+    """
+
+    rows: Tensor
+    loss: Tensor
+    said: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermConfig:
+    """How much a term counts, and when.
+
+    Attributes:
+        weight: factor, >= 0; at 0 the term is not computed.
+        warmup_steps: training steps over which the weight rises from 0.
+        timesteps: first and last timestep at which it counts, as shares of T in [0, 1].
+        time_power: weight ``(1 - t / T)^time_power`` of a row.
+    """
+
+    weight: float = 1.0
+    warmup_steps: int = 0
+    timesteps: tuple[float, ...] = (0.0, 1.0)
+    time_power: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ConfigError(f"the weight of a term must not be negative, got {self.weight}")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if len(self.timesteps) != 2 or not 0 <= self.timesteps[0] < self.timesteps[1] <= 1:
+            raise ConfigError(
+                f"timesteps must be two rising shares of the schedule in [0, 1], got {list(self.timesteps)}"
+            )
+
+    def weight_at(self, step: int) -> float:
+        """The weight in training step ``step``, counted from 0."""
+        return self.weight * min(1.0, (step + 1) / (self.warmup_steps + 1))
+
+    def weight_of_rows(self, schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+        """(B,) weight over the timesteps, 0 outside of their range."""
+        share = timesteps.float() / schedule.num_timesteps
+        counts = (share >= self.timesteps[0]) & (share <= self.timesteps[1])
+        return late_weight(schedule, timesteps, self.time_power) * counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig(TermConfig):
+    """Squared error on the pictures of the people; ``min_snr_gamma`` 0 weighs all timesteps alike."""
+
+    min_snr_gamma: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig(DenoisingConfig):
+    """The same on prior pictures, which keep the model what it was (DreamBooth, Ruiz et al. 2022)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig(TermConfig):
+    """PortraitBooth's distance of the predicted face to the person; its time weight has the power 2."""
+
+    time_power: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletConfig(TermConfig):
+    """ID-Booth's triplet: closer to the person than to somebody else, by a margin."""
+
+    time_power: float = 2.0
+    margin: float = 1.0
+    mining: Mining = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.margin <= 2:
+            raise ConfigError(
+                f"triplet.margin must be in (0, 2] (distances are 1 - cosine), got {self.margin}"
+            )
+
+
+class Term(Protocol):
+    """Reads a batch, says one value a row."""
+
+    def __call__(self, step: Step) -> Values:
+        """The values of the rows that the term is about."""
+        ...
+
+
+def _denoising(config: DenoisingConfig, step: Step, rows: Tensor) -> Values:
+    loss = denoising_loss(step.model_output[rows], step.target[rows])
+    if config.min_snr_gamma:
+        loss = loss * min_snr_weight(step.schedule, step.timesteps[rows], config.min_snr_gamma)
+    return Values(rows=rows, loss=loss)
+
+
+def denoising(config: DenoisingConfig) -> Term:
+    """The denoiser's error on the pictures of the people."""
+    return lambda step: _denoising(config, step, step.instance_rows)
+
+
+def prior(config: PriorConfig) -> Term:
+    """The denoiser's error on prior pictures."""
+    return lambda step: _denoising(config, step, step.is_prior.nonzero().flatten())
+
+
+def _on_faces(step: Step, loss_of: Callable[[Tensor, Tensor, Tensor, FaceTargets], Tensor]) -> Values:
+    """Values on the predicted faces, 0 in rows without one; how many those are, how alike the others."""
+    seen, targets, rows = step.predicted_faces, step.faces, step.instance_rows
+    assert targets is not None
+    loss = torch.zeros(len(rows), device=rows.device)
+    said = {"no_face": 1 - len(seen.rows) / max(1, len(rows)),
+            "face_detected": float(seen.is_detected.float().sum()) / max(1, len(rows))}  # fmt: skip
+    if len(seen.rows):
+        positive = targets.id_embedding[seen.rows]
+        found = loss_of(seen.id_embedding, positive, targets.person[seen.rows], targets)
+        loss = loss.index_put((torch.searchsorted(rows, seen.rows),), found)
+        said["similarity"] = float(1 - cosine_distance(seen.id_embedding.detach(), positive).mean())
+    return Values(rows=rows, loss=loss, said=said)
+
+
+def cosine(_config: CosineConfig) -> Term:
+    """Distance of the predicted face to the face of the training picture."""
+    return lambda step: _on_faces(
+        step, lambda anchor, positive, _person, _targets: cosine_distance(anchor, positive)
+    )
+
+
+def triplet(config: TripletConfig) -> Term:
+    """Triplet of the predicted face, the face of the training picture, and somebody else of the batch."""
+
+    def on_faces(step: Step) -> Values:
+        def loss_of(anchor: Tensor, positive: Tensor, person: Tensor, targets: FaceTargets) -> Tensor:
+            rows = choose_negatives(
+                anchor, positive, person, targets.bank, targets.bank_person,
+                mining=config.mining, generator=step.generator,
+            )  # fmt: skip
+            return triplet_loss(anchor, positive, targets.bank[rows], margin=config.margin)
+
+        return _on_faces(step, loss_of)
+
+    return on_faces
+
+
+def weighed(
+    terms: Mapping[str, tuple[TermConfig, Term]], step: Step, step_number: int
+) -> tuple[Tensor, dict[str, float]]:
+    """The scalar to minimise and what it is made of.
+
+    ``sum_k w_k(s) mean_i w_k(t_i) L_ki`` over terms k and their rows i, in training step s. Terms of weight 0
+    are not computed.
+
+    Returns:
+        The loss, and ``<term>`` (the weighed mean over rows, before the factor), ``<term>/<what it says>``.
+    """
+    total = step.model_output.new_zeros((), dtype=torch.float32)
+    said: dict[str, float] = {}
+    for name, (config, term) in terms.items():
+        if not config.weight:
+            continue
+        values = term(step)
+        if len(values.rows):
+            by_time = config.weight_of_rows(step.schedule, step.timesteps[values.rows])
+            mean = (by_time * values.loss).mean()
+            total = total + config.weight_at(step_number) * mean
+            said[name] = float(mean.detach())
+        said.update({f"{name}/{key}": value for key, value in values.said.items()})
+    return total, said
