@@ -154,13 +154,13 @@ def take(table: FaceTable, person: Person, folder: Path, count: int) -> list[dic
 
 
 def write_sheet(folder: Path, rows: list[dict[str, Any]], count: int) -> None:
-    """The first people, one a row, for the eye."""
+    """The first people, one a row, or two where they are narrow, for the eye."""
     tiles = []
     for row in rows[: count * SHEET_PEOPLE]:
         with Image.open(folder / row["path"]) as image:
             tiles.append(Tile(image=image.convert("RGB"), title=row["identity"]))
     with replacing(folder / "sheet.png") as file:
-        contact_sheet(tiles, columns=count, tile_px=SHEET_PX).save(file, "PNG")
+        contact_sheet(tiles, columns=count if count > 4 else 2 * count, tile_px=SHEET_PX).save(file, "PNG")
 
 
 def write_manifest(folder: Path, rows: list[dict[str, Any]], encoder_ids: Sequence[str]) -> None:

@@ -3,9 +3,10 @@ r"""Does a trait of the person come out where the prompt is silent about it? By 
     idgen evaluate follow PICTURES --references PHOTOS --label p_female --learn-from TRAINING_PHOTOS \
         --encoder OTHER.onnx --out REPORT
 
-A linear probe learns the label on TRAINING_PHOTOS (Parquet tables have labels; probabilities count where they
-are clear, above 0.8 or below 0.2), one mean vector a person, and answers for PICTURES. The right answer
-is the label of the person in PHOTOS. How often the probe is right on PHOTOS themselves stands beside it.
+A probe (a support vector machine) learns the label on TRAINING_PHOTOS (Parquet tables have labels;
+probabilities count where they are clear, above 0.8 or below 0.2), one mean vector a person, and answers for
+PICTURES. The right answer is the label of the person in PHOTOS. How often the probe is right on PHOTOS
+themselves stands beside it.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def right_answers(
 ) -> np.ndarray:
     """(people,) share of right answers of each; no face is wrong, NaN where the label is not known."""
     vectors = seen.gallery.vectors[encoder_id]
-    says = probe.probability(vectors) >= 0.5
+    says = probe.says(vectors)
     wanted = [truth.get(picture.identity) for picture in seen.pictures.pictures]
     right = [
         np.nan if want is None else float(bool(face) and bool(said) == (want == positive))

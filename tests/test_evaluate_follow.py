@@ -36,7 +36,8 @@ def table(path: Path, people: dict[str, tuple[int, float]]) -> Path:
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sets")
-    taught = {"a": (0, 0.05), "b": (1, 0.95), "c": (0, 0.1), "d": (1, 0.9), "unclear": (1, 0.5)}
+    taught = {f"{side}{i}": (side, 0.05 + 0.9 * side) for i in range(5) for side in (0, 1)}
+    taught["unclear"] = (1, 0.5)
     photos = {"eve": (0, 0.1), "fay": (1, 0.9), "gil": (1, 0.9), "hal": (0, 0.5)}
     made = {"eve": (0, 0.0), "fay": (1, 0.0), "gil": (0, 0.0), "hal": (0, 0.0)}  # gil comes out wrong
     return {

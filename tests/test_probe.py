@@ -1,41 +1,60 @@
-"""The probe against scikit-learn."""
+"""The probe reads what is there, and nothing where nothing is."""
+
+import builtins
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
 
 from idgen.errors import MeasureError
 from idgen.metrics.probe import fit_probe
 
 
-def drawn(num: int, dim: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    truth = rng.random(num) < share
-    vectors = rng.normal(size=(num, dim))
-    vectors[:, 0] += 1.5 * truth
-    return vectors, truth
+def on_the_sphere(num: int, dim: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(num, dim))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("share", "penalty"), [(0.5, 1.0), (0.1, 1.0), (0.3, 0.01)])
-def test_the_probe_is_that_of_scikit_learn(share: float, penalty: float) -> None:
-    vectors, truth = drawn(400, 6, share, 0)
-    ours = fit_probe(vectors, truth, penalty=penalty)
-    theirs = LogisticRegression(C=1 / penalty, class_weight="balanced", tol=1e-10, max_iter=5000)
-    theirs.fit(vectors, truth)
-    np.testing.assert_allclose(ours.weight, theirs.coef_[0], atol=1e-4)
-    assert ours.bias == pytest.approx(float(theirs.intercept_[0]), abs=1e-4)
-    np.testing.assert_allclose(ours.probability(vectors), theirs.predict_proba(vectors)[:, 1], atol=1e-5)
+def test_the_probe_is_the_machine_of_scikit_learn_with_the_settings_that_it_names() -> None:
+    vectors = on_the_sphere(300, 6, 0)
+    truth = vectors[:, 0] > 0.3
+    probe = fit_probe(vectors, truth)
+    by_hand = SVC(class_weight="balanced", **probe.settings).fit(vectors, truth)
+    unseen = on_the_sphere(200, 6, 1)
+    assert (probe.says(unseen) == by_hand.predict(unseen)).all()
+    assert (probe.says(unseen) == (unseen[:, 0] > 0.3)).mean() > 0.9
 
 
-def test_separable_faces_are_learned_without_end() -> None:
-    vectors = np.array([[1.0, 0], [2.0, 1], [-1.0, 0], [-2.0, 1]])
-    probe = fit_probe(vectors, np.array([True, True, False, False]))
-    assert np.isfinite(probe.weight).all()
-    assert (probe.probability(vectors) > 0.5).tolist() == [True, True, False, False]
+def test_a_trait_need_not_lie_in_one_direction() -> None:
+    """Two directions mean yes: no plane through the sphere parts them from the rest."""
+    vectors, unseen = on_the_sphere(600, 4, 0), on_the_sphere(400, 4, 1)
+
+    def trait(x: np.ndarray) -> np.ndarray:
+        return np.abs(x[:, 0]) > 0.6
+
+    assert (fit_probe(vectors, trait(vectors)).says(unseen) == trait(unseen)).mean() > 0.9
+
+
+def test_where_there_is_nothing_to_read_the_probe_says_so() -> None:
+    truth = np.random.default_rng(2).random(300) < 0.3
+    assert fit_probe(on_the_sphere(300, 6, 0), truth).balanced_accuracy == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_probe_needs_both_kinds_and_finite_vectors() -> None:
-    with pytest.raises(MeasureError, match="yes for 3 of 3"):
-        fit_probe(np.eye(3), np.ones(3, bool))
+    with pytest.raises(MeasureError, match="at least 5 people of both answers, got yes for 3 of 30"):
+        fit_probe(on_the_sphere(30, 3, 0), np.arange(30) < 3)
     with pytest.raises(MeasureError, match="finite"):
-        fit_probe(np.full((2, 2), np.nan), np.array([True, False]))
+        fit_probe(np.full((20, 2), np.nan), np.arange(20) < 10)
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = builtins.__import__
+
+    def without(name: str, *args: object, **settings: object) -> object:
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return whole(name, *args, **settings)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MeasureError, match=r"idgen\[eval\]"):
+        fit_probe(on_the_sphere(30, 3, 0), np.arange(30) < 15)

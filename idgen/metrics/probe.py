@@ -1,59 +1,72 @@
-"""A linear probe: can a yes-or-no label be read off a face vector?
+"""A probe: can a yes-or-no label be read off a face vector?
 
 Shapes: N faces, D width of a face vector.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from idgen.errors import MeasureError
 
-MAX_STEPS = 100
+# Chosen among by cross-validation. A recogniser's vectors lie on a sphere, where cosines of 0.2 to 0.6 tell
+# people apart: kernels of about that width. A linear probe is bad at traits that recognisers learned to
+# pass over.
+GRID = {"C": [1.0, 10.0], "gamma": [0.5, 1.0, 2.0]}
+FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """``p = 1 / (1 + exp(-(x . weight + bias)))``."""
+    """A classifier of face vectors.
 
-    weight: np.ndarray  # (D,)
-    bias: float
+    Attributes:
+        classifier: of scikit-learn.
+        settings: what cross-validation chose.
+        balanced_accuracy: in cross-validation, mean over both answers.
+    """
 
-    def probability(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, D) -> (N,) in (0, 1)."""
-        return 1 / (1 + np.exp(-(vectors @ self.weight + self.bias)))
+    classifier: Any
+    settings: dict[str, float]
+    balanced_accuracy: float
+
+    def says(self, vectors: np.ndarray) -> np.ndarray:
+        """(N, D) -> (N,) booleans."""
+        return self.classifier.predict(vectors)
 
 
-def fit_probe(vectors: np.ndarray, truth: np.ndarray, *, penalty: float = 1.0) -> Probe:
-    """Logistic regression with both answers weighed alike, by Newton's method.
+def fit_probe(vectors: np.ndarray, truth: np.ndarray, *, seed: int = 0) -> Probe:
+    """A support vector machine with both answers weighed alike (scikit-learn's ``SVC``).
 
-    Minimises ``sum w_i log(1 + exp(-t_i (x_i . weight + bias))) + penalty / 2 |weight|^2`` with ``t`` =
-    +-1 and ``w_i = N / (2 N_t)`` (King and Zeng 2001); the bias is not penalised.
+    The kernel is ``exp(-gamma |x - y|^2)``; its width and the slack C are chosen by cross-validation.
 
     Args:
-        vectors: (N, D).
+        vectors: (N, D), one a person, so that no person is on both sides of a fold.
         truth: (N,) booleans.
-        penalty: 1 / C of scikit-learn.
+        seed: of the folds.
 
     Raises:
-        MeasureError: if an answer does not occur, or vectors are not finite.
+        MeasureError: if an answer occurs less often than there are folds, vectors are not finite, or
+        scikit-learn
+            is missing.
     """
     yes = truth.astype(bool)
-    if yes.all() or not yes.any():
-        raise MeasureError(f"a probe learns from both answers, got yes for {int(yes.sum())} of {len(yes)}")
+    if min(yes.sum(), (~yes).sum()) < FOLDS:
+        raise MeasureError(
+            f"a probe learns from at least {FOLDS} people of both answers, "
+            f"got yes for {int(yes.sum())} of {len(yes)}"
+        )
     if not np.isfinite(vectors).all():
         raise MeasureError("a probe learns from finite vectors")
-    x = np.concatenate([vectors.astype(np.float64), np.ones((len(vectors), 1))], axis=1)
-    share = np.where(yes, len(yes) / (2 * yes.sum()), len(yes) / (2 * (~yes).sum()))
-    ridge = penalty * np.eye(x.shape[1])
-    ridge[-1, -1] = 0
-    solution = np.zeros(x.shape[1])
-    for _ in range(MAX_STEPS):
-        p = 1 / (1 + np.exp(-(x @ solution)))
-        gradient = x.T @ (share * (p - yes)) + ridge @ solution
-        curvature = (x * (share * p * (1 - p))[:, None]).T @ x + ridge
-        step = np.linalg.solve(curvature, gradient)
-        solution -= step
-        if np.abs(step).max() < 1e-10:
-            break
-    return Probe(weight=solution[:-1], bias=float(solution[-1]))
+    try:
+        from sklearn.model_selection import GridSearchCV, StratifiedKFold
+        from sklearn.svm import SVC
+    except ImportError:
+        raise MeasureError("the probe needs scikit-learn: `pip install 'idgen[eval]'`") from None
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    search = GridSearchCV(SVC(class_weight="balanced"), GRID, scoring="balanced_accuracy", cv=folds)
+    search.fit(vectors, yes)
+    return Probe(
+        classifier=search.best_estimator_, settings=search.best_params_, balanced_accuracy=search.best_score_
+    )
