@@ -34,6 +34,7 @@ class Point:
 
     scale: float
     similarity: dict[str, Measure]  # encoder -> to the reference
+    related: frozenset[str]  # encoders that had a part in the pictures
     obeyed: dict[str, Measure]  # name of the check -> share, or CLIP score
     warnings: tuple[str, ...]
 
@@ -78,6 +79,7 @@ def measure(scale: float, options: argparse.Namespace) -> Point:
     return Point(
         scale=scale,
         similarity={n.removesuffix(end): m for n, m in consistency.measures.items() if n.endswith(end)},
+        related=frozenset(encoder_id.partition("@")[0] for encoder_id in consistency.data["related"]),
         obeyed={n: quality.measures[n] for n in (*OBEYED, CLIP) if n in quality.measures},
         warnings=consistency.warnings,
     )
@@ -91,10 +93,12 @@ def report_of(points: Sequence[Point], options: argparse.Namespace) -> Report:
          Measure(value=p.agreement))
         for p in points
     ]  # fmt: skip
-    columns = ("strength", *(f"similarity by {name}" for name in encoders), *checks, "agreement")
+    shown = {name: f"{name} (related)" if name in points[0].related else name for name in encoders}
+    columns = ("strength", *(f"similarity by {name}" for name in shown.values()), *checks, "agreement")
     agreement = np.array([p.agreement for p in points])
     curves = {
-        f"by {name}": (agreement, np.array([p.similarity[name].value for p in points])) for name in encoders
+        f"by {shown[name]}": (agreement, np.array([p.similarity[name].value for p in points]))
+        for name in encoders
     }
     figure = scatter_figure(
         "Identity against prompt",

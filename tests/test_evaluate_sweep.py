@@ -38,7 +38,8 @@ def test_two_strengths_and_going_on(faces: Path, tmp_path: Path) -> None:
     (table,) = report["tables"]
     assert [row[0] for row in table["rows"]] == [0.0, 1.0]
     kept = json.loads((tmp_path / "scale-1-consistency" / "report.json").read_text())
-    column = table["columns"].index("similarity by mini")
+    assert "similarity by judge" in table["columns"]
+    column = table["columns"].index("similarity by mini (related)")
     assert table["rows"][1][column] == kept["measures"]["mini/similarity to the reference"]
     assert (tmp_path / "identity-against-prompt.png").stat().st_size > 5000
     drawn = "scale-?/*/*.png"
