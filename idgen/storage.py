@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,19 +22,17 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         StorageError: if the folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
+    # The name is chosen first and the file made inside the block: an interrupt may come at any moment.
+    temporary = path.parent / f".idgen-{uuid.uuid4().hex[:12]}.tmp"
     try:
-        handle, name = tempfile.mkstemp(prefix=".idgen-", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise StorageError(f"cannot write into {path.parent}: {_reason(error)}") from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+        try:
+            file = temporary.open("xb")
+        except OSError as error:
+            raise StorageError(f"cannot write into {path.parent}: {_reason(error)}") from None
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(
-            0o666 & ~_umask()
-        )  # mkstemp gives 0600; a picture should be as readable as any other file
         temporary.replace(path)
     except IdgenError:  # some are OSErrors too
         raise
@@ -61,12 +59,6 @@ def write_json(path: str | Path, values: Any) -> None:  # noqa: ANN401 - plain d
         StorageError: as for `replacing`.
     """
     write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
 
 
 def _reason(error: OSError) -> str:
