@@ -23,7 +23,7 @@ from idgen.config import Parser
 from idgen.data.pictures import Picture
 from idgen.encoders.arcface import load_encoders
 from idgen.encoders.base import FaceEncoder
-from idgen.encoders.card import read_encoder_card
+from idgen.encoders.card import read_encoder_card, related
 from idgen.encoders.seen import Seen, look
 from idgen.faces.detect import load_detector
 from idgen.metrics.leakage import centres, impostor_thresholds, nearest, nearest_by_faiss
@@ -43,6 +43,7 @@ class Neighbours:
     """What one encoder finds in one gallery."""
 
     encoder: FaceEncoder
+    label: str  # its name, and whether it had a part in the pictures
     gallery: Seen
     thresholds: dict[str, float]  # NaN where there is none
     index: np.ndarray  # (N,) photo nearest to each picture
@@ -78,6 +79,7 @@ def compare(
     gallery: Seen,
     control: Seen | None,
     encoder: FaceEncoder,
+    label: str,
     thresholds: dict[str, float],
     search: Search,
 ) -> Neighbours:
@@ -92,7 +94,7 @@ def compare(
         strangers = search(control.gallery.vectors[encoder.id][outside], photos)[1]
         strangers_person = control.person[outside]
     return Neighbours(
-        encoder=encoder, gallery=gallery, thresholds=thresholds, index=index, cosine=cosine,
+        encoder=encoder, label=label, gallery=gallery, thresholds=thresholds, index=index, cosine=cosine,
         centre_index=centre_index, centre_cosine=centre_cosine, control=strangers,
         control_person=strangers_person,
     )  # fmt: skip
@@ -157,7 +159,7 @@ def worst_pairs(found: Neighbours, made: Seen, count: int) -> Pairs:
         caption = f"{found.cosine[row]:.3f} - {picture.name} and {photo.name}"
         pairs.append(PicturePair(left_png=thumbnail(picture), right_png=thumbnail(photo), caption=caption))
     return Pairs(
-        title=f"Most like a photo of {found.gallery.pictures.source}, by {found.encoder.name}",
+        title=f"Most like a photo of {found.gallery.pictures.source}, by {found.label}",
         pairs=tuple(pairs),
         note="Left the picture, right the photo. Look at them: a number does not know who somebody is.",
     )
@@ -168,7 +170,7 @@ def similarity_figure(found: Neighbours, number: int) -> Figure:
     samples = {"pictures": found.cosine, "centres of identities": found.centre_cosine}
     if found.control is not None:
         samples["people not in the gallery"] = found.control
-    title = f"Similarity to the nearest photo of gallery {number}, by {found.encoder.name}"
+    title = f"Similarity to the nearest photo of gallery {number}, by {found.label}"
     return histogram_figure(title, samples, "cosine to the nearest photo")
 
 
@@ -224,6 +226,8 @@ def evaluate(options: argparse.Namespace) -> tuple[Report, list[dict[str, str]]]
         if path is not None
     }
     thresholds = {e.id: thresholds_of(e, known.get("calibrate")) for e in encoders}
+    made_by = (*made.pictures.encoder_ids, *options.made_by)
+    labels = {e.id: f"{e.name} (related)" if related(e, made_by, encoders) else e.name for e in encoders}
     search = nearest_by_faiss if options.search == "faiss" else search_in_blocks
     everything: list[Neighbours] = []
     sections: list[Table | Figure | Pairs] = []
@@ -231,7 +235,10 @@ def evaluate(options: argparse.Namespace) -> tuple[Report, list[dict[str, str]]]
     per_identity: dict[str, dict[str, float]] = {}
     for number, path in enumerate(options.gallery, 1):
         gallery = look(path, detector, encoders, label=f"gallery {number}", **photos)
-        here = [compare(made, gallery, known.get("control"), e, thresholds[e.id], search) for e in encoders]
+        here = [
+            compare(made, gallery, known.get("control"), e, labels[e.id], thresholds[e.id], search)
+            for e in encoders
+        ]
         numbers = [measures_of(found, made, options.seed) for found in here]
         sections.append(gallery_table(number, gallery, here, numbers))
         for found, own in zip(here, numbers, strict=True):
@@ -248,7 +255,8 @@ def evaluate(options: argparse.Namespace) -> tuple[Report, list[dict[str, str]]]
         title="Are these somebody's faces?",
         subject=f"{len(made.pictures)} pictures of {len(made.names)} identities from {options.pictures}",
         settings={"encoders": [e.id for e in encoders], "galleries": [str(p) for p in options.gallery],
-                  "control": str(options.control or ""), "calibrated on": str(options.calibrate or ""),
+                  "made by": list(made_by), "control": str(options.control or ""),
+                  "calibrated on": str(options.calibrate or ""),
                   "detector": options.detector, "search": options.search, "seed": options.seed,
                   "quarantine at FMR": options.quarantine_at},
         warnings=tuple(warnings_of(made, thresholds, encoders, has_control=options.control is not None)),
@@ -267,7 +275,7 @@ def gallery_table(
     lost = int((~gallery.gallery.found).sum())
     return Table(
         title=f"Gallery {number}: {len(gallery.pictures)} photos of {gallery.pictures.source}",
-        columns=("measure", *(found.encoder.name for found in here)),
+        columns=("measure", *(found.label for found in here)),
         rows=tuple((name, *(own[name] for own in numbers)) for name in numbers[0]),
         note="Cosines to the nearest photo; shares are means over identities, with intervals over them. With "
         "M photos to be compared with a face has M chances to pass a threshold: read the shares beside the "
@@ -308,6 +316,9 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--detector", default="mini", help="mini, yunet:FILE, scrfd:FILE or a pack (mini)")
     parser.add_argument("--aligned", action="store_true", help="PICTURES are aligned (112 or 128 pixels)")
+    parser.add_argument(
+        "--made-by", action="append", default=[], metavar="ID", help="encoder behind PICTURES"
+    )
     parser.add_argument("--galleries-aligned", action="store_true", help="all photos are")
     parser.add_argument("--search", choices=("blocks", "faiss"), default="blocks", help="how (blocks)")
     parser.add_argument("--quarantine-at", choices=sorted(FMRS), default="1e-4", help="which FMR (1e-4)")

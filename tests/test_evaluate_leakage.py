@@ -80,6 +80,12 @@ def test_the_copied_person_is_found(sets: dict[str, Path], tmp_path: Path) -> No
     assert "copied/1.png and ben/1.png" in page
 
 
+def test_an_encoder_that_had_a_part_in_the_pictures_is_marked(sets: dict[str, Path], tmp_path: Path) -> None:
+    report = leakage(tmp_path, sets, "--made-by", mini_encoder().id)
+    assert report["tables"][0]["columns"] == ["measure", "mini (related)", "judge"]
+    assert "mini/gallery 1/pictures: highest" in report["measures"]  # names for programs stay as they are
+
+
 def test_people_of_the_gallery_are_no_control(sets: dict[str, Path], tmp_path: Path) -> None:
     measures = leakage(tmp_path, sets, "--control", str(sets["control"]))["measures"]
     assert measures["mini/gallery 1/control: highest"]["value"] < 0.99  # cleo would be at 1

@@ -15,9 +15,10 @@ MININGS: tuple[Mining, ...] = get_args(Mining)
 
 
 def cosine_distance(anchor: Tensor, positive: Tensor) -> Tensor:
-    """``d(a, p) = 1 - cos(a, p)``, one value a row: the identity term of PortraitBooth.
+    """``d(a, p) = 1 - cos(a, p)``, one value a row.
 
-    Peng et al. 2023, https://arxiv.org/abs/2312.06354; `late_weight` is its part over the timesteps.
+    The identity term of PortraitBooth (Peng et al. 2023, https://arxiv.org/abs/2312.06354) in the form that
+    ID-Booth's program gives it for comparison, with `late_weight` over the timesteps.
 
     Args:
         anchor: (B, D) of the predicted faces; gradients flow through these.

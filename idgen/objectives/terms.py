@@ -151,7 +151,7 @@ class PriorConfig(DenoisingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CosineConfig(TermConfig):
-    """PortraitBooth's distance of the predicted face to the person; its time weight has the power 2."""
+    """Distance of the predicted face to the person, weighed over time as in ID-Booth's program."""
 
     time_power: float = 2.0
 
