@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ import yaml
 from idgen.errors import ConfigError
 
 C = TypeVar("C")
+_SHORT_FLOAT = re.compile(
+    r"[+-]?[0-9]+e[+-]?[0-9]+", re.IGNORECASE
+)  # 1e-4 is text to YAML 1.1, which wants 1.0e-4
 PROGRAM_FOLDERS = {"train": "train", "eval": "evaluate"}  # folder of programs -> command that runs them
 
 
@@ -67,6 +71,8 @@ def _fit(hint: Any, value: Any, at: str) -> Any:  # noqa: ANN401 - plain data of
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and _SHORT_FLOAT.fullmatch(value):
         return float(value)
     if isinstance(hint, type) and (
         not isinstance(value, hint) or (hint is not bool and isinstance(value, bool))
@@ -159,9 +165,20 @@ class ProgramArguments(Generic[C]):
 
 
 def program_arguments(
-    cls: type[C], description: str, argv: Sequence[str] | None = None
+    cls: type[C],
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    settings: Mapping[str, str] | None = None,
 ) -> ProgramArguments[C]:
-    """Read the four options that every training program has: --config, --set, --out, --dry-run."""
+    """Read the four options that every training program has: --config, --set, --out, --dry-run.
+
+    Args:
+        cls: the configuration.
+        description: of the program.
+        argv: the words; those of the command line if not given.
+        settings: settings with an option of their own, name -> help; flags are those of type bool.
+    """
     parser = Parser(description=description)
     parser.add_argument("--config", type=Path, help="YAML file with settings")
     parser.add_argument(
@@ -169,8 +186,16 @@ def program_arguments(
     )
     parser.add_argument("--out", type=Path, required=True, help="run folder; a run found there goes on")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    for name, text in (settings or {}).items():
+        is_flag = get_type_hints(cls)[name] is bool
+        kind: dict[str, Any] = (
+            {"action": "store_const", "const": True} if is_flag else {"metavar": name.upper()}
+        )
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text, **kind)
     options = parser.parse_args(argv)
     values = read_yaml(options.config) if options.config else {}
+    own = {name: getattr(options, name) for name in settings or {}}
+    values |= {name: value for name, value in own.items() if value is not None}
     config = from_mapping(cls, override(values, options.set))
     if options.dry_run:
         print(to_yaml(config), end="")

@@ -13,6 +13,7 @@ IdgenError
     ModelNotFoundError     a model is not on this disk (also a FileNotFoundError)
     MeasureError           numbers do not allow the measure that was asked for (also a ValueError)
     RunFolderError         an output folder holds something else (also a FileExistsError)
+    TrainingError          a training cannot go on (also an ArithmeticError)
     StorageError           a file could not be written whole (also an OSError)
 """
 
@@ -70,6 +71,10 @@ class MeasureError(IdgenError, ValueError):
 
 class RunFolderError(IdgenError, FileExistsError):
     """An output folder already holds something else."""
+
+
+class TrainingError(IdgenError, ArithmeticError):
+    """A training cannot go on: its loss is no number any more."""
 
 
 class StorageError(IdgenError, OSError):

@@ -50,7 +50,8 @@ class Feature:
     norm: float | None = None
 
     def __post_init__(self) -> None:
-        value = np.array(self.value, dtype=np.float32)  # a copy: nobody else can change it
+        # a copy: nobody else can change it; in C order, since safetensors writes memory whatever the strides
+        value = np.array(self.value, dtype=np.float32, order="C")
         value.setflags(write=False)
         object.__setattr__(self, "value", value)
         _check_feature(self)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from idgen.config import to_yaml
 from idgen.errors import RunFolderError
+from idgen.storage import write_bytes
 
 HALF_FROM = 1024  # numbers in a tensor from which on it is stored in halves: not biases and slopes
 CHECKPOINT_EVERY = 200  # steps: a few minutes of work at most are done again
@@ -37,17 +38,37 @@ class TrainingRun:
         Raises:
             RunFolderError: if the folder holds a run with other settings.
         """
+        self.check(folder, config)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        resolved, written = to_yaml(config), folder / "config.yaml"
-        if written.exists() and written.read_text() != resolved:
+        (folder / "config.yaml").write_text(to_yaml(config))
+        (folder / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
+        self._started = time.monotonic()
+
+    @staticmethod
+    def check(folder: Path, config: Any) -> None:  # noqa: ANN401
+        """Refuse a folder that holds a run with other settings; nothing is written.
+
+        Raises:
+            RunFolderError: if it does, or is a file.
+        """
+        written = folder / "config.yaml"
+        if folder.is_file():
+            raise RunFolderError(f"{folder} is a file; a run goes into a folder")
+        if written.exists() and written.read_text() != to_yaml(config):
             raise RunFolderError(
                 f"{folder} holds a run with other settings ({written}); "
                 "choose another --out, or give the settings of that run to go on with it"
             )
-        written.write_text(resolved)
-        (folder / "versions.json").write_text(json.dumps(_versions(), indent=1) + "\n")
-        self._started = time.monotonic()
+
+    def rewind(self, name: str, step: int) -> None:
+        """Drop what the log says of steps after ``step``: a run that was killed does them again."""
+        path = self.folder / f"{name}.jsonl"
+        if path.exists():
+            # the last line may be cut off where the process was killed while it wrote
+            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
     def log(self, name: str, progress: Progress, terms: Mapping[str, float]) -> None:
         """Add a line to ``<name>.jsonl`` and show it."""
@@ -169,6 +190,17 @@ class MovingAverage:
         """The averaged state dict of one module."""
         prefix = f"{name}/"
         return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+
+
+def reduced_precision(device: torch.device, *, wanted: bool = True) -> torch.autocast:
+    """A block that computes in bfloat16, where the hardware can: CPUs without it are 6 to 60 times slower so.
+
+    Args:
+        device: that computes.
+        wanted: False for float32 in any case.
+    """
+    can = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and can)
 
 
 def step_generator(seed: int, step: int, *, rank: int = 0) -> torch.Generator:

@@ -328,3 +328,10 @@ def test_strangers_are_found_among_real_photos(faces_folder: Path, weights_folde
         wrong += outliers[:3].sum()
     assert found >= 0.9 * len(people)
     assert wrong <= 0.02 * 3 * len(people)
+
+
+def test_a_transposed_array_is_saved_as_it_reads(tmp_path: Path) -> None:
+    """safetensors writes memory as it lies: a view would come back with its numbers in another order."""
+    tokens = np.arange(12, dtype=np.float32).reshape(3, 4).T
+    Identity((Feature("tiny@0123456789ab", "image_tokens", tokens),)).save(tmp_path / "who.safetensors")
+    assert np.array_equal(Identity.load(tmp_path / "who.safetensors").feature("image_tokens").value, tokens)

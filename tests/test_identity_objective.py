@@ -75,7 +75,8 @@ def test_mining_is_that_of_a_loop(mining: str, seed: int) -> None:
 def test_chance_reaches_everybody_else_and_nobody_of_the_same_person() -> None:
     bank, of = unit(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
     a, person = unit(1, 4).expand(3000, 4), torch.zeros(3000, dtype=torch.long)
-    rows = choose_negatives(a, a, person, bank, of, generator=torch.Generator().manual_seed(1))
+    draw = torch.rand(len(a), len(bank), generator=torch.Generator().manual_seed(1))
+    rows = choose_negatives(a, a, person, bank, of, draw=draw)
     counts = torch.bincount(rows, minlength=6)
     assert not counts[:2].any()
     assert (counts[2:] > 650).all()  # 750 expected each, standard deviation 24

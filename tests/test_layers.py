@@ -20,10 +20,10 @@ STEPS = [
     {"errors", "registry", "config", "pixels", "storage"},
     {"identity", "faces", "data", "metrics", "provenance", "mini", "runs", "training"},
     {"encoders"},
-    {"adapters", "diffusion", "report", "reference"},
+    {"adapters", "diffusion", "report", "reference", "portraits"},
     {"objectives", "recognition"},
     {"pipeline"},
-    {"synth", "opening"},
+    {"synth", "opening", "tuning"},
     {"cli", "commands", "__main__"},
 ]
 STEP_OF = {room: step for step, rooms in enumerate(STEPS) for room in rooms}

@@ -9,11 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from idgen import mini
+from idgen.diffusion.latents import decode_latents
 from idgen.encoders.arcface import load_encoder
 from idgen.encoders.onnx_torch import TorchEncoder, torch_encoder
 from idgen.faces.detect import load_detector
 from idgen.faces.photo import choose_face, face_crop, find_faces
-from idgen.objectives.faces import FaceReader, aligned_crops, decode_latents
+from idgen.objectives.faces import FaceReader, aligned_crops
 from idgen.pixels import to_tensor
 
 NOWHERE = torch.full((1, 5, 2), torch.nan)

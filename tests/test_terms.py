@@ -64,7 +64,7 @@ def make_step(encoder: TorchEncoder) -> Callable[..., Step]:
         step = Step(
             schedule=schedule, timesteps=timesteps, noisy=noisy,
             model_output=target + 0.3 * torch.randn_like(target) if say is None else say, target=target,
-            is_prior=PRIOR, faces=faces, reader=reader, generator=torch.Generator().manual_seed(0),
+            is_prior=PRIOR, faces=faces, reader=reader,
         )  # fmt: skip
         return dataclasses.replace(step, **changes)  # pyright: ignore[reportArgumentType]
 

@@ -36,7 +36,7 @@ from idgen.errors import ConfigError
 from idgen.faces.scrfd_loss import detection_terms, targets
 from idgen.faces.scrfd_net import DetectorNet, ScrfdOutputs
 from idgen.faces.yunet import YunetDetector
-from idgen.training import MovingAverage, Progress, TrainingRun, store_halves
+from idgen.training import MovingAverage, Progress, TrainingRun, reduced_precision, store_halves
 
 TEACHER_PX = (192, 256, 320, 448)  # a portrait of 128 with its margin, 1 to 2.3 times as large
 Faces = tuple[Tensor, Tensor, Tensor]  # boxes (N, 4), landmarks (N, 5, 2), is_clear (N,)
@@ -218,7 +218,7 @@ def objective(
 ) -> tuple[Tensor, dict[str, float]]:
     """Scalar to minimise, and the named terms it is made of."""
     height, width = pixel_values.shape[-2:]
-    with torch.autocast("cpu", torch.bfloat16):
+    with reduced_precision(torch.device("cpu")):
         predictions = net(pixel_values.contiguous(memory_format=torch.channels_last))
     terms = detection_terms(predictions, targets(faces, height, width), height, width)
     loss = terms["score"] + terms["box"] + config.landmark_weight * terms["landmarks"]

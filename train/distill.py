@@ -34,7 +34,7 @@ from idgen.recognition.export import export_recogniser
 from idgen.recognition.muon import Muon
 from idgen.recognition.validation import embed_rows, held_out_accuracy
 from idgen.recognition.whitening import whitening
-from idgen.training import MovingAverage, Progress, TrainingRun
+from idgen.training import MovingAverage, Progress, TrainingRun, reduced_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class Distillation:
     def step(self, views: Tensor, answers: list[Tensor]) -> dict[str, float]:
         """One update; the named terms of its loss."""
         pixel_values = to_pixel_values(views).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
+        with reduced_precision(torch.device("cpu"), wanted=self.config.bfloat16):
             maps = self.student.maps(pixel_values)
             predicted = self.predictors(maps)
             embedding = self.student.head(maps[-1])

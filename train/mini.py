@@ -33,7 +33,14 @@ from idgen.data.vocabulary import write_vocabulary
 from idgen.encoders.arcface import load_encoder
 from idgen.encoders.base import FaceEncoder
 from idgen.mini import BASE
-from idgen.training import MovingAverage, Progress, TrainingRun, batch_rows, step_generator
+from idgen.training import (
+    MovingAverage,
+    Progress,
+    TrainingRun,
+    batch_rows,
+    reduced_precision,
+    step_generator,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +175,8 @@ def encode_pictures(run: TrainingRun, table: FaceTable, vae: AutoencoderKL) -> T
     for mirror in (False, True):
         for part in images:
             pixel_values = part.to(vae.device).float() / 127.5 - 1
-            with torch.autocast(vae.device.type, torch.bfloat16):
-                seen = pixel_values.flip(-1) if mirror else pixel_values
+            seen = pixel_values.flip(-1) if mirror else pixel_values
+            with reduced_precision(vae.device):
                 (posterior,) = vae.encode(seen, return_dict=False)
             latents.append(posterior.mean.float().cpu() * vae.config["scaling_factor"])
     both = torch.cat(latents).half().unflatten(0, (2, -1))
@@ -261,7 +268,7 @@ def denoiser_objective(
     )
     # On the CPU the fused attention's backward is five times slower than plain products (64 keys, measured).
     fused = [] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel([*fused, SDPBackend.MATH]):
+    with reduced_precision(device), sdpa_kernel([*fused, SDPBackend.MATH]):
         text = text_encoder(ids)[0]
         assert isinstance(adapter, IDAdapter)
         adapter.condition(batch.id_embedding.to(device), batch.id_scale.to(device))
@@ -330,11 +337,8 @@ def train_denoiser(
             with_identity = (
                 losses.detach()[(batch.id_scale > 0) & batch.id_embedding.any(dim=1)].mean().item()
             )
-            run.log(
-                "denoiser",
-                progress,
-                {"loss": loss.item(), "with_id": with_identity, "grad": grad_norm.item()},
-            )
+            said = {"loss": loss.item(), "with_id": with_identity, "grad": grad_norm.item()}
+            run.log("denoiser", progress, said)
         if run.checkpoint_due(progress.step, c.steps):
             run.save("denoiser", {**{name: model.state_dict() for name, model in models.items()},
                                   "optimizer": optimizer.state_dict(), "average": average.weights,

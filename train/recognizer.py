@@ -28,7 +28,14 @@ from idgen.recognition.margins import MarginHead
 from idgen.recognition.muon import Muon
 from idgen.recognition.squeeze import SqueezeNet112, mirrored_mean
 from idgen.recognition.validation import embed_rows, held_out_accuracy
-from idgen.training import MovingAverage, Progress, TrainingRun, batch_rows, step_generator
+from idgen.training import (
+    MovingAverage,
+    Progress,
+    TrainingRun,
+    batch_rows,
+    reduced_precision,
+    step_generator,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +155,7 @@ def train(run: TrainingRun, config: RecognizerConfig, seen: FaceTable, held: Fac
         torch.manual_seed(step_generator(config.seed, progress.step).initial_seed())  # of the dropout
         views, label = make_batch(seen, person, config, progress.step)
         pixel_values = to_pixel_values(views).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced_precision(torch.device("cpu")):
             embedding = network(pixel_values)
         strength = min(1.0, progress.step / (config.margin_from * config.steps))
         loss = head(embedding, label, strength).mean()

@@ -17,7 +17,14 @@ from torch.nn.functional import l1_loss
 
 from idgen.config import program_arguments
 from idgen.data.images import training_faces
-from idgen.training import MovingAverage, Progress, TrainingRun, batch_rows, step_generator
+from idgen.training import (
+    MovingAverage,
+    Progress,
+    TrainingRun,
+    batch_rows,
+    reduced_precision,
+    step_generator,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ def vae_objective(
     vae: AutoencoderKL, pixel_values: Tensor, config: VaeConfig
 ) -> tuple[Tensor, dict[str, float]]:
     """Scalar to minimise and its named terms: L1 on pixels, L1 on edges, KL to the unit Gaussian."""
-    with torch.autocast(pixel_values.device.type, torch.bfloat16):
+    with reduced_precision(pixel_values.device):
         (posterior,) = vae.encode(pixel_values, return_dict=False)
         (decoded,) = vae.decode(posterior.sample(), return_dict=False)  # pyright: ignore[reportArgumentType]
     decoded = decoded.float()

@@ -10,7 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from idgen.errors import AmbiguousFaceError, ConfigError, FaceNotFoundError
-from idgen.faces.align import ARCFACE_TEMPLATE, TEMPLATE_SIZE_PX, similarity_matrix, warp
+from idgen.faces.align import (
+    ARCFACE_TEMPLATE,
+    TEMPLATE_SIZE_PX,
+    similarity_matrix,
+    transform_points,
+    warp,
+)
 from idgen.faces.boxes import non_maximum_suppression
 from idgen.faces.detect import Detector, Face
 from idgen.pixels import load_image, to_array, to_tensor
@@ -163,22 +169,34 @@ def face_crop(
 ) -> Tensor:
     """The face in the ArcFace pose, with ``margin_px`` of context; black outside of the picture.
 
+    Returns:
+        (3, S, S) in [0, 1], RGB, with S = size_px + 2 margin_px.
+    """
+    return crop_at(image, face.landmarks, size_px, margin_px=margin_px)[0]
+
+
+def crop_at(
+    image: Image.Image, landmarks: np.ndarray, size_px: int, *, margin_px: int = 0
+) -> tuple[Tensor, np.ndarray]:
+    """`face_crop` by the landmarks (5, 2) alone, and where these lie in the crop.
+
     Where the face is more than twice the size of the crop, its pixels are averaged in whole blocks first, so
     that every pixel counts; otherwise the warp equals insightface's `norm_crop`.
 
     Returns:
-        (3, S, S) in [0, 1], RGB, with S = size_px + 2 margin_px.
+        (3, S, S) in [0, 1] with S = size_px + 2 margin_px, and (5, 2) float32 in pixels of it.
     """
-    landmarks = torch.from_numpy(np.asarray(face.landmarks, dtype=np.float32)).double()[None]
+    points = torch.from_numpy(np.asarray(landmarks, dtype=np.float32)).double()[None]
     template = ARCFACE_TEMPLATE.double() * (size_px / TEMPLATE_SIZE_PX) + margin_px
-    matrix = similarity_matrix(landmarks, template)
+    matrix = similarity_matrix(points, template)
+    moved = transform_points(matrix, points)[0].float().numpy()
     shrink = float(1 / torch.linalg.det(matrix[0, :, :2]).sqrt())
     blocks = max(1, int(shrink))
     if blocks > 1:
         image = image.convert("RGB").reduce(blocks)
         # the centre of block i lies at pixel blocks * i + (blocks - 1) / 2
-        matrix = similarity_matrix((landmarks - (blocks - 1) / 2) / blocks, template)
-    return warp(to_tensor(image)[None], matrix.float(), size_px + 2 * margin_px)[0]
+        matrix = similarity_matrix((points - (blocks - 1) / 2) / blocks, template)
+    return warp(to_tensor(image)[None], matrix.float(), size_px + 2 * margin_px)[0], moved
 
 
 def read_face(path: str | Path, detector: Detector, which: str = "only") -> tuple[Tensor, Face, FacePhoto]:

@@ -10,22 +10,13 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from idgen.diffusion.latents import decode_latents
 from idgen.encoders.onnx_torch import TorchEncoder
 from idgen.errors import FaceNotFoundError
 from idgen.faces.align import ARCFACE_TEMPLATE, TEMPLATE_SIZE_PX, align_faces, similarity_matrix
 from idgen.faces.detect import Detector
 from idgen.faces.photo import choose_face, find_faces
 from idgen.pixels import to_pil
-
-
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), about [0, 1], of latents in the denoiser's scale; not clipped: no gradient ends.
-
-    ``D(z / s + b)`` with the ``scaling_factor`` s and, where the autoencoder has one, the ``shift_factor`` b.
-    """
-    shift = vae.config["shift_factor"] or 0.0
-    scaled = latents.to(vae.dtype) / vae.config["scaling_factor"] + shift
-    return (vae.decode(scaled, return_dict=False)[0].float() + 1) / 2
 
 
 def aligned_crops(image: Tensor, landmarks: Tensor, size_px: int) -> Tensor:

@@ -61,7 +61,7 @@ def choose_negatives(
     bank_person: Tensor,
     *,
     mining: Mining = "random",
-    generator: torch.Generator | None = None,
+    draw: Tensor | None = None,
 ) -> Tensor:
     """Row of ``bank`` that stands against each anchor: somebody else's vector.
 
@@ -76,7 +76,8 @@ def choose_negatives(
         bank: (N, D), the whole batch or more; vectors of the anchors' own people are passed over.
         bank_person: (N,).
         mining: how.
-        generator: of the choice at random, on the CPU.
+        draw: (B, N) numbers drawn from [0, 1) that decide the choice at random: the same numbers choose the
+            same vectors, in one process or several. Drawn here where not given.
 
     Returns:
         (B,) rows of ``bank``. No gradients.
@@ -94,7 +95,7 @@ def choose_negatives(
             "put several people into a batch, or prior pictures"
         )
     if mining == "random":
-        draw = torch.rand(is_other.shape, generator=generator).to(is_other.device)
+        draw = torch.rand(is_other.shape, device=is_other.device) if draw is None else draw
         return draw.masked_fill(~is_other, -1).argmax(dim=1)
     with torch.no_grad():
         distance = 1 - anchor.detach() @ bank.T

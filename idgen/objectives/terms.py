@@ -28,6 +28,7 @@ class FaceTargets:
         landmarks: (B, 5, 2) in pixels of the decoded picture, NaN where unknown.
         bank: (N, D) vectors that negatives are chosen from, of all rows of all processes.
         bank_person: (N,) their people.
+        draw: (B, N) numbers from [0, 1) that decide what is chosen at random.
     """
 
     id_embedding: Tensor
@@ -35,6 +36,7 @@ class FaceTargets:
     landmarks: Tensor
     bank: Tensor
     bank_person: Tensor
+    draw: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,6 @@ class Step:
         is_prior: (B,) rows of prior pictures, which keep the model what it was and belong to nobody.
         faces: of the rows, where a term on identity is wanted.
         reader: sees the faces in the prediction.
-        generator: of whatever is drawn at random, on the CPU.
     """
 
     schedule: NoiseSchedule
@@ -61,7 +62,6 @@ class Step:
     is_prior: Tensor
     faces: FaceTargets | None = None
     reader: FaceReader | None = None
-    generator: torch.Generator | None = None
 
     @cached_property
     def instance_rows(self) -> Tensor:
@@ -206,7 +206,7 @@ def _on_faces(step: Step, loss_of: Callable[[Tensor, Tensor, Tensor, FaceTargets
             "face_detected": float(seen.is_detected.float().sum()) / max(1, len(rows))}  # fmt: skip
     if len(seen.rows):
         positive = targets.id_embedding[seen.rows]
-        found = loss_of(seen.id_embedding, positive, targets.person[seen.rows], targets)
+        found = loss_of(seen.id_embedding, positive, seen.rows, targets)
         loss = loss.index_put((torch.searchsorted(rows, seen.rows),), found)
         said["similarity"] = float(1 - cosine_distance(seen.id_embedding.detach(), positive).mean())
     return Values(rows=rows, loss=loss, said=said)
@@ -215,7 +215,7 @@ def _on_faces(step: Step, loss_of: Callable[[Tensor, Tensor, Tensor, FaceTargets
 def cosine(_config: CosineConfig) -> Term:
     """Distance of the predicted face to the face of the training picture."""
     return lambda step: _on_faces(
-        step, lambda anchor, positive, _person, _targets: cosine_distance(anchor, positive)
+        step, lambda anchor, positive, _rows, _targets: cosine_distance(anchor, positive)
     )
 
 
@@ -223,12 +223,12 @@ def triplet(config: TripletConfig) -> Term:
     """Triplet of the predicted face, the face of the training picture, and somebody else of the batch."""
 
     def on_faces(step: Step) -> Values:
-        def loss_of(anchor: Tensor, positive: Tensor, person: Tensor, targets: FaceTargets) -> Tensor:
-            rows = choose_negatives(
-                anchor, positive, person, targets.bank, targets.bank_person,
-                mining=config.mining, generator=step.generator,
+        def loss_of(anchor: Tensor, positive: Tensor, rows: Tensor, targets: FaceTargets) -> Tensor:
+            negatives = choose_negatives(
+                anchor, positive, targets.person[rows], targets.bank, targets.bank_person,
+                mining=config.mining, draw=None if targets.draw is None else targets.draw[rows],
             )  # fmt: skip
-            return triplet_loss(anchor, positive, targets.bank[rows], margin=config.margin)
+            return triplet_loss(anchor, positive, targets.bank[negatives], margin=config.margin)
 
         return _on_faces(step, loss_of)
 

@@ -11,6 +11,7 @@ from idgen.data.images import FaceTable
 from idgen.errors import ConfigError
 from idgen.metrics.verification import fold_accuracies
 from idgen.pixels import to_pixel_values
+from idgen.training import reduced_precision
 
 
 def held_out_pairs(table: FaceTable, seed: int = 0, folds: int = 5) -> dict[str, np.ndarray]:
@@ -37,7 +38,7 @@ def embed_rows(
     """Raw embeddings (N, D) of these rows of a table."""
     parts = []
     for part in np.array_split(rows, 1 + len(rows) // batch_size):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with reduced_precision(torch.device("cpu"), wanted=bfloat16):
             parts.append(network(to_pixel_values(table.crops(part))).float())
     return torch.cat(parts)
 

@@ -1,0 +1,50 @@
+"""The terms of a training by name, as they are written in YAML."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from idgen.errors import ConfigError
+from idgen.objectives.terms import (
+    CosineConfig,
+    DenoisingConfig,
+    PriorConfig,
+    Term,
+    TermConfig,
+    TripletConfig,
+    cosine,
+    denoising,
+    prior,
+    triplet,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermsConfig:
+    """Which terms a training has; those that are not named are not there."""
+
+    denoising: DenoisingConfig | None = None
+    prior: PriorConfig | None = None
+    cosine: CosineConfig | None = None
+    triplet: TripletConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.active():
+            raise ConfigError(f"no term has a weight above 0 (terms: {', '.join(_FACTORIES)})")
+
+    def active(self) -> dict[str, TermConfig]:
+        """The terms that count, by name."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: config for name, config in named.items() if config is not None and config.weight > 0}
+
+    @property
+    def sees_faces(self) -> bool:
+        """Whether a term wants the face in the predicted picture."""
+        return bool({"cosine", "triplet"} & self.active().keys())
+
+
+_FACTORIES: dict[str, Any] = {"denoising": denoising, "prior": prior, "cosine": cosine, "triplet": triplet}
+
+
+def build_terms(config: TermsConfig) -> dict[str, tuple[TermConfig, Term]]:
+    """The terms that count, with their settings."""
+    return {name: (settings, _FACTORIES[name](settings)) for name, settings in config.active().items()}

@@ -1,0 +1,180 @@
+"""Training pictures in memory, and batches that are a function of (seed, step) alone.
+
+One global batch is planned in every process and cut into equal parts, one for each process and each
+accumulated piece: however many there are, together they compute the same loss.
+
+Shapes: N pictures, B rows of a batch, K vectors to choose negatives from, D width of a face vector,
+C channels, h and w of the latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from idgen.diffusion.denoiser import Denoiser, TextStates
+from idgen.diffusion.latents import Latents
+from idgen.diffusion.prediction import NoiseSchedule
+from idgen.errors import ConfigError
+from idgen.objectives.faces import FaceReader
+from idgen.objectives.terms import FaceTargets, Step
+from idgen.portraits import Portraits
+from idgen.training import batch_rows, step_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Pictures of the people who are learned, then the prior pictures.
+
+    Attributes:
+        latents: of all pictures.
+        is_prior: (N,) which of them keep the model what it was.
+        text_row: (N,) which prompt goes with each.
+        id_embedding: (N, D), zero where there is no face.
+        person: (N,); each prior picture is a person of its own.
+        landmarks: (N, 5, 2) in pixels of the cut pictures, NaN where there is no face.
+    """
+
+    latents: Latents
+    is_prior: Tensor
+    text_row: Tensor
+    id_embedding: Tensor
+    person: Tensor
+    landmarks: Tensor
+
+    @property
+    def bank_rows(self) -> Tensor:
+        """(K,) pictures with a face: their vectors are what negatives are chosen from."""
+        return self.id_embedding.any(dim=1).nonzero().flatten()
+
+    def rows_of(self, *, prior: bool) -> Tensor:
+        """Pictures of the people, or the prior ones."""
+        return (self.is_prior == prior).nonzero().flatten()
+
+
+def join(
+    instances: Portraits, instance_prompts: Sequence[str], prior: Portraits | None, prior_prompt: str,
+    texts: TextStates,
+) -> Corpus:  # fmt: skip
+    """The corpus of a person or several, with prior pictures or without."""
+    parts = [instances] if prior is None else [instances, prior]
+    num_prior = 0 if prior is None else len(prior)
+    others = torch.arange(num_prior) + len(instances.people)
+    return Corpus(
+        latents=Latents.joined([part.latents for part in parts]),
+        is_prior=torch.arange(len(instances) + num_prior) >= len(instances),
+        text_row=texts.rows([*instance_prompts, *[prior_prompt] * num_prior]),
+        id_embedding=torch.cat([part.id_embedding for part in parts]),
+        person=torch.cat([instances.person, others]),
+        landmarks=torch.cat([part.landmarks for part in parts]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Which pictures, and everything that is drawn at random for them.
+
+    Attributes:
+        rows: (B,) of the corpus.
+        timesteps: (B,).
+        latent_noise: (B, C, h, w), decides the sample of the autoencoder's Gaussian.
+        noise: (B, C, h, w).
+        draw: (B, K) in [0, 1), decides which negatives are chosen.
+    """
+
+    rows: Tensor
+    timesteps: Tensor
+    latent_noise: Tensor
+    noise: Tensor
+    draw: Tensor
+
+    def take(self, index: Tensor) -> "Batch":
+        """These rows of the batch."""
+        return replace(self, **{name: getattr(self, name)[index] for name in vars(self)})
+
+
+def plan_batch(
+    corpus: Corpus, schedule: NoiseSchedule, *, size: int, prior_size: int, step: int, seed: int
+) -> Batch:
+    """Global batch ``step``: rows of people, then prior rows; each epoch is a permutation.
+
+    Timesteps are uniform over the schedule.
+    """
+    generator = step_generator(seed, step)
+    own, other = corpus.rows_of(prior=False), corpus.rows_of(prior=True)
+    rows = own[torch.from_numpy(batch_rows(len(own), size, step, seed))]
+    if prior_size:
+        rows = torch.cat([rows, other[torch.from_numpy(batch_rows(len(other), prior_size, step, seed))]])
+    return fill_batch(corpus, schedule, rows, generator)
+
+
+def fill_batch(corpus: Corpus, schedule: NoiseSchedule, rows: Tensor, generator: torch.Generator) -> Batch:
+    """Draw everything else for these rows."""
+    shape = (len(rows), *corpus.latents.mean.shape[1:])
+    return Batch(
+        rows=rows,
+        timesteps=torch.randint(schedule.num_timesteps, (len(rows),), generator=generator),
+        latent_noise=torch.randn(shape, generator=generator),
+        noise=torch.randn(shape, generator=generator),
+        draw=torch.rand(len(rows), len(corpus.bank_rows), generator=generator),
+    )
+
+
+def check_divisible(size: int, prior_size: int, num_parts: int) -> None:
+    """Equal parts, or no equal loss.
+
+    Raises:
+        ConfigError: if the batch cannot be cut into that many.
+    """
+    for name, count in (("batch_size", size), ("prior_batch_size", prior_size)):
+        if count % num_parts:
+            raise ConfigError(
+                f"{name} {count} cannot be cut into {num_parts} equal parts (processes x accumulation); "
+                f"take a multiple of {num_parts}"
+            )
+
+
+def part_of(batch: Batch, corpus: Corpus, index: int, num_parts: int) -> Batch:
+    """Part ``index`` of equal ones, with the same share of prior rows in each."""
+    is_prior = corpus.is_prior[batch.rows]
+    pieces = []
+    for of_kind in ((~is_prior).nonzero().flatten(), is_prior.nonzero().flatten()):
+        share = len(of_kind) // num_parts
+        pieces.append(of_kind[index * share : (index + 1) * share])
+    return batch.take(torch.cat(pieces))
+
+
+def run_step(
+    corpus: Corpus,
+    batch: Batch,
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    *,
+    reader: FaceReader | None = None,
+    device: torch.device,
+) -> Step:
+    """Noise the pictures, ask the model, and lay out what the terms want to know."""
+    rows, timesteps = batch.rows, batch.timesteps.to(device)
+    x0 = corpus.latents.sample(rows, batch.latent_noise).to(device)
+    noise = batch.noise.to(device)
+    noisy = schedule.add_noise(x0, noise, timesteps)
+    bank = corpus.bank_rows
+    faces = FaceTargets(
+        id_embedding=corpus.id_embedding[rows].to(device),
+        person=corpus.person[rows].to(device),
+        landmarks=corpus.landmarks[rows].to(device),
+        bank=corpus.id_embedding[bank].to(device),
+        bank_person=corpus.person[bank].to(device),
+        draw=batch.draw.to(device),
+    )
+    return Step(
+        schedule=schedule,
+        timesteps=timesteps,
+        noisy=noisy,
+        model_output=denoiser(noisy, timesteps, corpus.text_row[rows]),
+        target=schedule.target(x0, noise, timesteps),
+        is_prior=corpus.is_prior[rows].to(device),
+        faces=faces,
+        reader=reader,
+    )

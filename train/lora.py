@@ -1,0 +1,306 @@
+"""Train a LoRA on a handful of photos of one person, with the identity objectives of your choice.
+
+    idgen train lora --config train/configs/id_booth.yaml --photos PHOTOS --out runs/anna
+
+PHOTOS is a folder of pictures of one person. Faces, latents, texts and prior pictures are computed once and
+kept in the run folder; started again, the same command goes on from the last checkpoint. Leaves
+``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` of diffusers opens, and
+``kohya.safetensors``, the same with the names of kohya's scripts. On several processes: ``torchrun
+--nproc-per-node 2 --no-python idgen train lora ...``.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from accelerate import Accelerator
+
+from idgen.config import program_arguments
+from idgen.data.pictures import Picture, read_pictures
+from idgen.diffusion.denoiser import Denoiser, encode_texts, picture_px
+from idgen.diffusion.prediction import NoiseSchedule
+from idgen.encoders.arcface import load_encoder
+from idgen.errors import ConfigError, FaceError
+from idgen.faces.detect import Detector, load_detector
+from idgen.faces.framing import Framing
+from idgen.identity import mean_similarity
+from idgen.objectives.config import TermsConfig, build_terms
+from idgen.objectives.faces import FaceReader
+from idgen.objectives.terms import DenoisingConfig, weighed
+from idgen.opening import hide_loading_bars, model_folder
+from idgen.pipeline import IDPipeline, IDPipelineXL, open_pipeline
+from idgen.portraits import Portraits, Studio, cut_pictures, find_second_person, read_portraits
+from idgen.training import TrainingRun
+from idgen.tuning.corpus import Corpus, check_divisible, join, part_of, plan_batch, run_step
+from idgen.tuning.lora import WEIGHTS_NAME, LoraSettings, add_lora, write_lora
+from idgen.tuning.memory import MemoryPlan, activation_bytes, trained_bytes, weight_bytes
+from idgen.tuning.optimize import Optimization, OptimizerConfig
+from idgen.tuning.prior import own_prior, prior_pictures
+from idgen.tuning.samples import Sitter, draw_samples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings:
+    """Pictures of the class, which keep the model what it was: drawn by the model, or a folder of yours."""
+
+    prompt: str = "photo of a person"
+    count: int = 200
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """What is drawn now and then; ``every`` 0 for never."""
+
+    every: int = 500
+    prompts: tuple[str, ...] = ("photo of sks person", "photo of sks person, smiling",
+                                "photo of sks person, blue background")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Everything that decides a run of train/lora.py."""
+
+    seed: int = 0
+    photos: Path | None = None  # a folder of photos of one person
+    prompt: str = "photo of sks person"
+    model: str = "mini"
+    encoder: str = "mini"  # whose face vectors the identity terms compare
+    judge: str = "judge"  # measures the samples and has no part in the training
+    detector: str = "mini"
+    framing: Literal["auto", "aligned", "square"] = "auto"  # auto: aligned for mini, which knows nothing else
+    size_px: int | None = None  # what the model was made for
+    aligned: bool = False  # the photos are crops of 112 pixels, or 128 with 8 around the crop
+    skip_bad: bool = False  # leave out files that do not open, photos without a face, and of somebody else
+    keep_unlike: bool = False  # train on all photos, also where they look like two people
+    detect_in_prediction: bool = True  # landmarks in the predicted picture; else those of the photo, faster
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
+    terms: TermsConfig = field(default_factory=lambda: TermsConfig(denoising=DenoisingConfig()))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    samples: SampleSettings = field(default_factory=SampleSettings)
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether prior pictures have a part: as pictures to keep, or as somebody else."""
+        return bool({"prior", "triplet"} & self.terms.active().keys())
+
+
+OPTIONS = {
+    "photos": "folder with photos of one person",
+    "model": "mini, a diffusers folder, or OWNER/NAME of the Hugging Face hub",
+    "skip_bad": "leave out what cannot be used, and photos of somebody else",
+}
+
+
+def photos_of(config: LoraConfig) -> tuple[Picture, ...]:
+    """The photos; at least two, or nothing can be said of who is on them."""
+    if config.photos is None:
+        raise ConfigError("--photos is missing: give a folder with photos of one person")
+    found = read_pictures(config.photos, flat=True)
+    if len(found.people()) > 1:
+        names = ", ".join(list(found.people())[:3])
+        raise ConfigError(f"{config.photos} holds folders of several people ({names}, ...); a LoRA is of one")
+    if len(found) < 2:
+        raise ConfigError(f"{config.photos} holds one photo; a LoRA needs two at least, and five do better")
+    return found.pictures
+
+
+def refuse_strangers(portraits: Portraits, config: LoraConfig) -> list[int]:
+    """Rows that show the person; refuses photos that look like somebody else, unless told what to do."""
+    vectors = portraits.id_embedding.numpy()
+    is_other = find_second_person(vectors)
+    if config.keep_unlike or not is_other.any():
+        return list(range(len(portraits)))
+    closeness = mean_similarity(vectors)
+    listed = ", ".join(f"{portraits.names[row]} ({closeness[row]:.2f})" for row in is_other.nonzero()[0])
+    if not config.skip_bad:
+        raise FaceError(
+            f"these photos look like somebody else (mean similarity to the others): {listed}; remove them, "
+            "leave them out with --skip-bad, or keep them with --set keep_unlike=true"
+        )
+    print(f"idgen: left out, since they look like somebody else: {listed}", file=sys.stderr)
+    return (~is_other).nonzero()[0].tolist()
+
+
+def prior_of(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, store: Path) -> tuple[Picture, ...]:
+    """The prior pictures: the user's, or drawn by the model."""
+    settings = config.prior
+    if settings.folder:
+        return own_prior(settings.folder, settings.count)
+    return prior_pictures(
+        pipe, store, prompt=settings.prompt, count=settings.count, seed=config.seed,
+        model=model_folder(config.model),
+    )  # fmt: skip
+
+
+def build_corpus(
+    config: LoraConfig, pipe: IDPipeline | IDPipelineXL, studio: Studio, folder: Path
+) -> tuple[Corpus, Denoiser, Portraits]:
+    """Photos and prior pictures as latents, vectors and encoded prompts."""
+    photos = photos_of(config)
+    portraits = read_portraits(photos, studio, aligned=config.aligned, skip_bad=config.skip_bad)
+    for name in portraits.skipped:
+        print(f"idgen: left out, since it cannot be used: {name}", file=sys.stderr)
+    own = refuse_strangers(portraits, config)
+    portraits = portraits.subset(own)
+    if len(portraits) < 2:
+        raise ConfigError(f"{config.photos} holds {len(portraits)} photos that can be used; two are needed")
+    prior, settings = None, config.prior
+    if config.has_prior:
+        as_drawn = studio.framed("square")  # the model's own pictures are framed as it frames
+        prior = read_portraits(prior_of(config, pipe, studio.store), as_drawn, faces_needed=False)
+        if "triplet" in config.terms.active() and not prior.has_face.any():
+            raise FaceError(
+                f"none of the {len(prior)} prior pictures shows a face, and the triplet needs somebody else: "
+                "take another prior.prompt, or a prior.folder with portraits of other people"
+            )
+    texts = encode_texts(pipe, [config.prompt, settings.prompt])
+    corpus = join(portraits, [config.prompt] * len(portraits), prior, settings.prompt, texts)
+    return corpus, Denoiser(unet=pipe.unet, texts=texts, size_px=studio.framing.size_px), portraits
+
+
+def open_studio(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, store: Path) -> Studio:
+    """Detector, encoder and framing that the configuration names."""
+    kind = config.framing
+    if kind == "auto":
+        kind = "aligned" if config.model == "mini" else "square"
+    return Studio(
+        detector=load_detector(config.detector), encoder=load_encoder(config.encoder), vae=pipe.vae,
+        framing=Framing(kind=kind, size_px=config.size_px or picture_px(pipe)), store=store,
+    )  # fmt: skip
+
+
+def face_reader(config: LoraConfig, studio: Studio, device: torch.device) -> FaceReader | None:
+    """What sees the face in the predicted picture, where a term wants it."""
+    if not config.terms.sees_faces:
+        return None
+    encoder = load_encoder(config.encoder).torch_encoder().to(device).requires_grad_(False)
+    detector: Detector | None = studio.detector if config.detect_in_prediction else None
+    return FaceReader(vae=studio.vae, encoder=encoder, detector=detector)
+
+
+def describe(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, trained: "Mapping[str, Tensor]") -> str:
+    """The plan of a run and the memory it will need."""
+    settings, unet = config.optimizer, pipe.unet
+    side = config.size_px or picture_px(pipe)
+    rows = settings.batch_size + (settings.prior_batch_size if config.has_prior else 0)
+    rows = -(-rows // settings.accumulation)
+    latent = side // pipe.vae_scale_factor
+    noisy = torch.zeros(rows, unet.config["in_channels"], latent, latent)
+    texts = encode_texts(pipe, [config.prompt])
+    told: dict[str, Tensor] = {}
+    if texts.pooled is not None:
+        told = {"text_embeds": texts.pooled.expand(rows, -1), "time_ids": torch.zeros(rows, 6)}
+    activations = activation_bytes(
+        unet, noisy, torch.zeros(rows, dtype=torch.long), added_cond_kwargs=told or None,
+        encoder_hidden_states=texts.hidden.expand(rows, -1, -1),
+    )  # fmt: skip
+    modules = {"unet": unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
+    if config.terms.sees_faces:
+        encoder = load_encoder(config.encoder).torch_encoder().requires_grad_(False)
+        modules["encoder"] = encoder
+        activations += activation_bytes(pipe.vae.decoder, torch.zeros_like(noisy).requires_grad_())
+        crops = torch.zeros(rows, 3, encoder.crop.size_px, encoder.crop.size_px).requires_grad_()
+        activations += activation_bytes(encoder, crops)
+    plan = MemoryPlan(
+        weights=weight_bytes(modules), activations=activations,
+        trained=trained_bytes(trained, with_average=bool(settings.ema_decay)),
+    )  # fmt: skip
+    return (
+        f"{len(photos_of(config))} photos, {settings.steps} steps of {settings.batch_size} photos"
+        + (f" and {settings.prior_batch_size} prior pictures" if config.has_prior else "")
+        + f" at {side} pixels; terms: {', '.join(config.terms.active())}\n"
+        f"trains {sum(v.numel() for v in trained.values()):,} weights in {len(trained)} tensors\n{plan}"
+    )
+
+
+def open_sitter(config: LoraConfig, studio: Studio, portraits: Portraits) -> Sitter:
+    """The person as the encoder and the judge see them, for the samples."""
+    used = set(portraits.names)
+    photos = [photo for photo in photos_of(config) if photo.name in used]
+    judge = load_encoder(config.judge)
+    encoders = [studio.encoder, *([judge] if judge.sha256 != studio.encoder.sha256 else [])]
+    shown = photos[0].open() if config.aligned else cut_pictures(photos[:1], studio)[0]
+    return Sitter.of(photos, studio.detector, encoders, aligned=config.aligned, shown=shown)
+
+
+def sample(
+    config: LoraConfig, pipe: IDPipeline | IDPipelineXL, sitter: Sitter, folder: Path, step: int
+) -> "dict[str, float]":
+    """Draw the sheet of a step."""
+    return draw_samples(
+        pipe, sitter, config.samples.prompts, seed=config.seed,
+        path=folder / "samples" / f"step-{step:06d}.png", title=f"step {step}",
+    )  # fmt: skip
+
+
+def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
+    """Prepare everything once, then the loop."""
+    pipe = open_pipeline(model_folder(config.model))
+    pipe.unload_adapter()
+    pipe.set_progress_bar_config(disable=True)
+    torch.nn.Module.requires_grad_(pipe.vae, False)
+    pipe.to(accelerator.device)
+    schedule = NoiseSchedule.of(pipe.scheduler)
+    studio = open_studio(config, pipe, folder / "cache")
+    with accelerator.main_process_first():  # the others find what it has computed
+        corpus, denoiser, portraits = build_corpus(config, pipe, studio, folder)
+    reader = face_reader(config, studio, accelerator.device)
+    terms = build_terms(config.terms)
+    trained = add_lora(pipe.unet, config.lora, seed=config.seed)
+    c = config.optimizer
+    prior_size = c.prior_batch_size if config.has_prior else 0
+    check_divisible(c.batch_size, prior_size, accelerator.num_processes * c.accumulation)
+    # not before all that can be refused was: a folder with a configuration is a run
+    run = TrainingRun(folder, config) if accelerator.is_main_process else None
+    optimization = Optimization(run, c, accelerator, pipe.unet, trained)
+    optimization.resume(folder)
+    denoiser = denoiser.of(optimization.model)
+    sitter = open_sitter(config, studio, portraits)
+
+    for step in optimization.steps():
+        batch = plan_batch(
+            corpus, schedule, size=c.batch_size, prior_size=prior_size, step=step, seed=config.seed
+        )
+        for index, block in optimization.parts():
+            with block:
+                part = part_of(batch, corpus, index, optimization.num_parts)
+                seen = run_step(corpus, part, denoiser, schedule, reader=reader, device=accelerator.device)
+                loss, said = weighed(terms, seen, step)
+                optimization.backward(loss, said)
+        said = optimization.update(len(batch.rows))
+        optimization.record(said)
+        optimization.save_if_due()
+        if run is not None and config.samples.every and (step + 1) % config.samples.every == 0:
+            optimization.record(sample(config, pipe, sitter, folder, step + 1), always=True)
+
+    if run is not None:
+        write_lora(pipe.unet, config.lora, folder, weights=optimization.result)
+        print(f"saved {folder / WEIGHTS_NAME}; in diffusers: pipe.load_lora_weights({str(folder)!r})")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the settings; plan, or train."""
+    arguments = program_arguments(LoraConfig, __doc__ or "", argv, settings=OPTIONS)
+    config, folder = arguments.config, arguments.out
+    hide_loading_bars()
+    if arguments.dry_run:
+        pipe = open_pipeline(model_folder(config.model))
+        pipe.unload_adapter()
+        print(describe(config, pipe, add_lora(pipe.unet, config.lora, seed=config.seed)))
+        return 0
+    photos_of(config)
+    TrainingRun.check(folder, config)
+    train(config, folder, Accelerator(mixed_precision=config.optimizer.precision))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
