@@ -14,6 +14,8 @@ from idgen.encoders.arcface import load_encoder
 from idgen.encoders.onnx_torch import TorchEncoder, torch_encoder
 from idgen.faces.detect import load_detector
 from idgen.faces.photo import choose_face, face_crop, find_faces
+from idgen.faces.scrfd import ScrfdDetector
+from idgen.mini import FACES
 from idgen.objectives.faces import FaceReader, aligned_crops
 from idgen.pixels import to_tensor
 
@@ -59,14 +61,14 @@ def test_the_crop_is_the_one_that_measures(size_px: int) -> None:
 def test_the_vector_is_that_of_the_decoded_picture(
     vae: AutoencoderKL, encoder: TorchEncoder, portrait: Image.Image
 ) -> None:
-    detector = load_detector("mini")
+    detector = ScrfdDetector(FACES / "det_mini.onnx").fitted(64)
     latents = latents_of(vae, portrait)
     seen = FaceReader(vae=vae, encoder=encoder, detector=detector).read(latents, NOWHERE)
     assert seen.rows.tolist() == [0]
     assert seen.is_detected.tolist() == [True]
     shown = decode_latents(vae, latents)[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     decoded = Image.fromarray(shown)
-    face = choose_face(find_faces(decoded, detector), "largest", source="decoded")
+    (face,) = detector.detect(np.asarray(decoded))
     measured = load_encoder("mini").encode(face_crop(decoded, face)[None]).unit
     assert (seen.id_embedding @ measured.T).item() > 0.999  # 8 bits a colour are the difference
 

@@ -26,6 +26,7 @@ from idgen.encoders.arcface import load_encoder
 from idgen.errors import ConfigError, FaceError
 from idgen.faces.detect import Detector, load_detector
 from idgen.faces.framing import Framing
+from idgen.faces.scrfd import ScrfdDetector
 from idgen.identity import mean_similarity
 from idgen.objectives.config import TermsConfig, build_terms
 from idgen.objectives.faces import FaceReader
@@ -183,6 +184,8 @@ def face_reader(config: LoraConfig, studio: Studio, device: torch.device) -> Fac
         return None
     encoder = load_encoder(config.encoder).torch_encoder().to(device).requires_grad_(False)
     detector: Detector | None = studio.detector if config.detect_in_prediction else None
+    if isinstance(detector, ScrfdDetector):
+        detector = detector.fitted(studio.framing.size_px)
     return FaceReader(vae=studio.vae, encoder=encoder, detector=detector)
 
 

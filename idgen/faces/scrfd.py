@@ -3,8 +3,10 @@
 Shapes: A anchors of one stride: two for every cell of a grid, cells in reading order.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -81,6 +83,16 @@ class ScrfdDetector:
                 "(scores, boxes and landmarks at strides 8, 16 and 32)"
             )
         self._input = self._session.get_inputs()[0].name
+
+    def fitted(self, side_px: int) -> Self:
+        """The same network for small pictures, each seen at 2.5 times its size (at most 640 pixels).
+
+        On 100 pictures of 64 pixels that mini drew, 160 pixels find 95 faces in 5 ms each, 640 pixels 88 in
+        55 ms (one core); landmarks differ by 1.5 pixels (median of the largest difference).
+        """
+        other = copy.copy(self)
+        other.sizes_px = (min(640, -(-side_px * 5 // 2 // 32) * 32),)
+        return other
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Faces of a picture (H, W, 3) uint8 RGB, best first."""

@@ -12,11 +12,10 @@ from torch.nn.functional import avg_pool2d
 
 from idgen.diffusion.latents import decode_latents
 from idgen.encoders.onnx_torch import TorchEncoder
-from idgen.errors import FaceNotFoundError
 from idgen.faces.align import ARCFACE_TEMPLATE, TEMPLATE_SIZE_PX, align_faces, similarity_matrix
 from idgen.faces.detect import Detector
-from idgen.faces.photo import choose_face, find_faces
-from idgen.pixels import to_pil
+from idgen.faces.photo import MIN_FACE_PX
+from idgen.pixels import to_array, to_pil
 
 
 def aligned_crops(image: Tensor, landmarks: Tensor, size_px: int) -> Tensor:
@@ -70,7 +69,9 @@ class FaceReader:
     Attributes:
         vae: frozen; its decoder is in the way of the gradients.
         encoder: the torch twin of the encoder that the targets come from, frozen.
-        detector: looks for landmarks in each prediction; None takes the training pictures' and is faster.
+        detector: looks once at each prediction, without the ladder of attempts that photos get: most
+            predictions that show no face at first sight are noise. None takes the training pictures'
+            landmarks and is faster.
     """
 
     vae: AutoencoderKL
@@ -92,11 +93,11 @@ class FaceReader:
         points, is_detected = landmarks.clone(), torch.zeros(len(x0), dtype=torch.bool)
         if self.detector is not None:
             for row, picture in enumerate(image.detach()):
-                try:
-                    found = find_faces(to_pil(picture.clamp(0, 1)), self.detector)
-                    face = choose_face(found, "largest", source=f"row {row}")
-                except FaceNotFoundError:
+                faces = self.detector.detect(to_array(to_pil(picture.clamp(0, 1))))
+                large = [face for face in faces if face.size_px >= MIN_FACE_PX]
+                if not large:
                     continue
+                face = max(large, key=lambda face: face.size_px)
                 points[row] = torch.from_numpy(face.landmarks).to(points)
                 is_detected[row] = True
         rows = points.isfinite().all(dim=(1, 2)).nonzero().flatten()
