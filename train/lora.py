@@ -10,10 +10,10 @@ kept in the run folder; started again, the same command goes on from the last ch
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -24,12 +24,8 @@ from idgen.diffusion.denoiser import Denoiser, encode_texts, picture_px
 from idgen.diffusion.prediction import NoiseSchedule
 from idgen.encoders.arcface import load_encoder
 from idgen.errors import ConfigError, FaceError
-from idgen.faces.detect import Detector, load_detector
-from idgen.faces.framing import Framing
-from idgen.faces.scrfd import ScrfdDetector
 from idgen.identity import mean_similarity
 from idgen.objectives.config import TermsConfig, build_terms
-from idgen.objectives.faces import FaceReader
 from idgen.objectives.terms import DenoisingConfig, weighed
 from idgen.opening import hide_loading_bars, model_folder
 from idgen.pipeline import IDPipeline, IDPipelineXL, open_pipeline
@@ -37,10 +33,11 @@ from idgen.portraits import Portraits, Studio, cut_pictures, find_second_person,
 from idgen.training import TrainingRun
 from idgen.tuning.corpus import Corpus, check_divisible, join, part_of, plan_batch, run_step
 from idgen.tuning.lora import WEIGHTS_NAME, LoraSettings, add_lora, write_lora
-from idgen.tuning.memory import MemoryPlan, activation_bytes, trained_bytes, weight_bytes
+from idgen.tuning.memory import MemoryPlan, trained_bytes, weight_bytes
 from idgen.tuning.optimize import Optimization, OptimizerConfig
 from idgen.tuning.prior import own_prior, prior_pictures
-from idgen.tuning.samples import Sitter, draw_samples
+from idgen.tuning.samples import Judges, Sitter, draw_samples
+from idgen.tuning.studio import FramingName, face_reader, open_studio, step_activations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +72,7 @@ class LoraConfig:
     encoder: str = "mini"  # whose face vectors the identity terms compare
     judge: str = "judge"  # measures the samples and has no part in the training
     detector: str = "mini"
-    framing: Literal["auto", "aligned", "square"] = "auto"  # auto: aligned for mini, which knows nothing else
+    framing: FramingName = "auto"  # auto: aligned for mini, which knows nothing else
     size_px: int | None = None  # what the model was made for
     aligned: bool = False  # the photos are crops of 112 pixels, or 128 with 8 around the crop
     skip_bad: bool = False  # leave out files that do not open, photos without a face, and of somebody else
@@ -167,55 +164,20 @@ def build_corpus(
     return corpus, Denoiser(unet=pipe.unet, texts=texts, size_px=studio.framing.size_px), portraits
 
 
-def open_studio(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, store: Path) -> Studio:
-    """Detector, encoder and framing that the configuration names."""
-    kind = config.framing
-    if kind == "auto":
-        kind = "aligned" if config.model == "mini" else "square"
-    return Studio(
-        detector=load_detector(config.detector), encoder=load_encoder(config.encoder), vae=pipe.vae,
-        framing=Framing(kind=kind, size_px=config.size_px or picture_px(pipe)), store=store,
-    )  # fmt: skip
-
-
-def face_reader(config: LoraConfig, studio: Studio, device: torch.device) -> FaceReader | None:
-    """What sees the face in the predicted picture, where a term wants it."""
-    if not config.terms.sees_faces:
-        return None
-    encoder = load_encoder(config.encoder).torch_encoder().to(device).requires_grad_(False)
-    detector: Detector | None = studio.detector if config.detect_in_prediction else None
-    if isinstance(detector, ScrfdDetector):
-        detector = detector.fitted(studio.framing.size_px)
-    return FaceReader(vae=studio.vae, encoder=encoder, detector=detector)
-
-
 def describe(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, trained: "Mapping[str, Tensor]") -> str:
     """The plan of a run and the memory it will need."""
-    settings, unet = config.optimizer, pipe.unet
+    settings = config.optimizer
     side = config.size_px or picture_px(pipe)
     rows = settings.batch_size + (settings.prior_batch_size if config.has_prior else 0)
-    rows = -(-rows // settings.accumulation)
-    latent = side // pipe.vae_scale_factor
-    noisy = torch.zeros(rows, unet.config["in_channels"], latent, latent)
-    texts = encode_texts(pipe, [config.prompt])
-    told: dict[str, Tensor] = {}
-    if texts.pooled is not None:
-        told = {"text_embeds": texts.pooled.expand(rows, -1), "time_ids": torch.zeros(rows, 6)}
-    activations = activation_bytes(
-        unet, noisy, torch.zeros(rows, dtype=torch.long), added_cond_kwargs=told or None,
-        encoder_hidden_states=texts.hidden.expand(rows, -1, -1),
-    )  # fmt: skip
-    modules = {"unet": unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-    if config.terms.sees_faces:
-        encoder = load_encoder(config.encoder).torch_encoder().requires_grad_(False)
-        modules["encoder"] = encoder
-        activations += activation_bytes(pipe.vae.decoder, torch.zeros_like(noisy).requires_grad_())
-        crops = torch.zeros(rows, 3, encoder.crop.size_px, encoder.crop.size_px).requires_grad_()
-        activations += activation_bytes(encoder, crops)
+    faces = config.encoder if config.terms.sees_faces else None
+    modules = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
     plan = MemoryPlan(
-        weights=weight_bytes(modules), activations=activations,
+        weights=weight_bytes(modules),
         trained=trained_bytes(trained, with_average=bool(settings.ema_decay)),
-    )  # fmt: skip
+        activations=step_activations(
+            pipe, pipe.unet, -(-rows // settings.accumulation), side, config.prompt, faces=faces
+        ),
+    )
     return (
         f"{len(photos_of(config))} photos, {settings.steps} steps of {settings.batch_size} photos"
         + (f" and {settings.prior_batch_size} prior pictures" if config.has_prior else "")
@@ -224,22 +186,18 @@ def describe(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, trained: "Mapp
     )
 
 
-def open_sitter(config: LoraConfig, studio: Studio, portraits: Portraits) -> Sitter:
-    """The person as the encoder and the judge see them, for the samples."""
+def prepare_samples(
+    config: LoraConfig, pipe: IDPipeline | IDPipelineXL, studio: Studio, portraits: Portraits, folder: Path
+) -> Callable[[int], dict[str, float]]:
+    """A function that draws the sheet of a step and says how alike the samples are."""
     used = set(portraits.names)
     photos = [photo for photo in photos_of(config) if photo.name in used]
-    judge = load_encoder(config.judge)
-    encoders = [studio.encoder, *([judge] if judge.sha256 != studio.encoder.sha256 else [])]
+    judges = Judges.of(studio.detector, studio.encoder, load_encoder(config.judge))
+    references = judges.mean_vectors(photos, aligned=config.aligned)
+    sitters = [Sitter(prompt=prompt, references=references) for prompt in config.samples.prompts]
     shown = photos[0].open() if config.aligned else cut_pictures(photos[:1], studio)[0]
-    return Sitter.of(photos, studio.detector, encoders, aligned=config.aligned, shown=shown)
-
-
-def sample(
-    config: LoraConfig, pipe: IDPipeline | IDPipelineXL, sitter: Sitter, folder: Path, step: int
-) -> "dict[str, float]":
-    """Draw the sheet of a step."""
-    return draw_samples(
-        pipe, sitter, config.samples.prompts, seed=config.seed,
+    return lambda step: draw_samples(
+        pipe, sitters, judges, seed=config.seed, photo=shown,
         path=folder / "samples" / f"step-{step:06d}.png", title=f"step {step}",
     )  # fmt: skip
 
@@ -252,10 +210,17 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
     torch.nn.Module.requires_grad_(pipe.vae, False)
     pipe.to(accelerator.device)
     schedule = NoiseSchedule.of(pipe.scheduler)
-    studio = open_studio(config, pipe, folder / "cache")
+    studio = open_studio(
+        pipe, folder / "cache", model=config.model, encoder=config.encoder, detector=config.detector,
+        framing=config.framing, size_px=config.size_px,
+    )  # fmt: skip
     with accelerator.main_process_first():  # the others find what it has computed
         corpus, denoiser, portraits = build_corpus(config, pipe, studio, folder)
-    reader = face_reader(config, studio, accelerator.device)
+    reader = None
+    if config.terms.sees_faces:
+        reader = face_reader(
+            studio, config.encoder, accelerator.device, detect_in_prediction=config.detect_in_prediction
+        )
     terms = build_terms(config.terms)
     trained = add_lora(pipe.unet, config.lora, seed=config.seed)
     c = config.optimizer
@@ -266,7 +231,7 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
     optimization = Optimization(run, c, accelerator, pipe.unet, trained)
     optimization.resume(folder)
     denoiser = denoiser.of(optimization.model)
-    sitter = open_sitter(config, studio, portraits)
+    samples = prepare_samples(config, pipe, studio, portraits, folder)
 
     for step in optimization.steps():
         batch = plan_batch(
@@ -282,7 +247,7 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
         optimization.record(said)
         optimization.save_if_due()
         if run is not None and config.samples.every and (step + 1) % config.samples.every == 0:
-            optimization.record(sample(config, pipe, sitter, folder, step + 1), always=True)
+            optimization.record(samples(step + 1), always=True)
 
     if run is not None:
         write_lora(pipe.unet, config.lora, folder, weights=optimization.result)

@@ -40,7 +40,7 @@ from idgen.training import (
     batch_rows,
     reduced_precision,
     step_generator,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,7 @@ class DenoiserConfig:
     ema_decay: float = 0.998
     num_tokens: int = 16
     other_photo: float = 0.3  # probability of conditioning on another photo of the person, where there is one
-    base_alone: float = (
-        0.12  # probability of leaving the identity branch out: the base must be a model by itself
-    )
+    base_alone: float = 0.12  # of leaving the identity branch out: the base must be a model by itself
     zero_identity: float = 0.05  # probability of the zero vector with a caption
     no_text: float = 0.10  # probability of the empty caption with an identity
     unconditional: float = 0.08  # probability of both at once: the negative row of guidance
@@ -263,13 +261,11 @@ def denoiser_objective(
     latents, noise = batch.latents.to(device), noise.to(device)
     noisy = scheduler.add_noise(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
     target = scheduler.get_velocity(latents, noise, timesteps)  # pyright: ignore[reportArgumentType]
-    ids = tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
-        device
-    )
+    said = tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt")
     # On the CPU the fused attention's backward is five times slower than plain products (64 keys, measured).
     fused = [] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     with reduced_precision(device), sdpa_kernel([*fused, SDPBackend.MATH]):
-        text = text_encoder(ids)[0]
+        text = text_encoder(said.input_ids.to(device))[0]
         assert isinstance(adapter, IDAdapter)
         adapter.condition(batch.id_embedding.to(device), batch.id_scale.to(device))
         predicted = unet(noisy, timesteps, encoder_hidden_states=text).sample

@@ -177,8 +177,7 @@ class _Installation:
             branch.set_tokens(tokens, mask)
 
     def set_strength(self, id_scale: Tensor | float) -> None:
-        weight = self.adapter.image_proj.norm.weight
-        scale = torch.as_tensor(id_scale, dtype=torch.float32, device=weight.device)
+        scale = torch.as_tensor(id_scale, dtype=torch.float32)
         scale = scale.expand(self._num_rows) if scale.ndim == 0 else scale
         if scale.shape != (self._num_rows,):
             raise ConfigError(
@@ -187,6 +186,7 @@ class _Installation:
         if not scale.any():  # the base model, at its own speed
             self._detach()
             return
+        scale = scale.to(self.adapter.image_proj.norm.weight.device)
         lora_scale = torch.where(scale == 0, 0.0, self._lora_scale)
         for branch in self._branches:
             branch.set_strength(scale * self._layer_scale.get(branch.name, 1.0), lora_scale)

@@ -1,7 +1,8 @@
 """Captions composed from weak labels and from what the picture shows; what is not clear is not said."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -52,13 +53,22 @@ class Attributes:
 
 
 def attributes(table: FaceTable, row: int) -> Attributes:
-    """Read the clear labels of one row, and measure background colour and light from its pixels."""
-    label = {name: float(values[row]) for name, values in table.labels.items()}
-    image = table.images[row]
+    """What can be said of one row of a table."""
+    return read_attributes({name: values[row] for name, values in table.labels.items()}, table.images[row])
+
+
+def read_attributes(labels: Mapping[str, Any], image: np.ndarray) -> Attributes:
+    """Take the clear labels, and measure background colour and light from the pixels of a portrait.
+
+    Args:
+        labels: ``p_female``, ``p_happy`` in [0, 1] and ``yaw`` in degrees, as far as they are known.
+        image: (128, 128, 3) uint8, an aligned portrait.
+    """
+    nan = float("nan")
     return Attributes(
-        presentation=_clear(label["p_female"], "man", "woman"),
-        smiling=_clear(label["p_happy"], False, True),
-        turn=_turn(label["yaw"]),
+        presentation=_clear(float(labels.get("p_female", nan)), "man", "woman"),
+        smiling=_clear(float(labels.get("p_happy", nan)), False, True),
+        turn=_turn(float(labels.get("yaw", nan))),
         background=_background(image),
         light=_light(image),
     )
@@ -74,7 +84,7 @@ def _turn(yaw_deg: float) -> str | None:
     """Positive yaw moves the nose to the left of the picture (looked at, not assumed)."""
     if abs(yaw_deg) <= AHEAD_DEG:
         return "ahead"
-    if abs(yaw_deg) < TURNED_DEG:
+    if not abs(yaw_deg) >= TURNED_DEG:  # nor where it is not known
         return None
     return "left" if yaw_deg > 0 else "right"
 

@@ -71,16 +71,17 @@ class Denoiser:
         """The same for another UNet, or for what wraps it."""
         return replace(self, unet=unet)
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, text_rows: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, text_rows: Tensor, **conditions: Tensor) -> Tensor:
         """What the model says of (B, C, h, w), in float32, with gradients.
 
         Args:
             noisy: latents.
             timesteps: (B,).
             text_rows: (B,) rows of ``texts``.
+            conditions: whatever else the UNet is told of each row.
         """
         hidden = self.texts.hidden[text_rows].to(noisy)
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = dict(conditions)
         if self.texts.pooled is not None:
             size = self.size_px
             time_ids = torch.tensor([[size, size, 0, 0, size, size]], dtype=noisy.dtype, device=noisy.device)

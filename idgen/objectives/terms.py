@@ -29,6 +29,8 @@ class FaceTargets:
         bank: (N, D) vectors that negatives are chosen from, of all rows of all processes.
         bank_person: (N,) their people.
         draw: (B, N) numbers from [0, 1) that decide what is chosen at random.
+        is_wanted: (B,) whether the face should be that person's: not in rows from which the identity was left
+            out. None where it should in all rows.
     """
 
     id_embedding: Tensor
@@ -37,6 +39,7 @@ class FaceTargets:
     bank: Tensor
     bank_person: Tensor
     draw: Tensor | None = None
+    is_wanted: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +72,21 @@ class Step:
         return (~self.is_prior).nonzero().flatten()
 
     @cached_property
+    def face_rows(self) -> Tensor:
+        """Instance rows whose face should be that of their person."""
+        wanted = None if self.faces is None else self.faces.is_wanted
+        return self.instance_rows if wanted is None else (~self.is_prior & wanted).nonzero().flatten()
+
+    @cached_property
     def predicted_faces(self) -> PredictedFaces:
-        """Faces in the predicted pictures of the instance rows; ``rows`` are rows of the batch.
+        """Faces in the predicted pictures of `face_rows`; ``rows`` are rows of the batch.
 
         Raises:
             ConfigError: if the batch was given without faces or reader.
         """
         if self.reader is None or self.faces is None:
             raise ConfigError("a term on identity needs face vectors of the pictures and a reader of faces")
-        rows = self.instance_rows
+        rows = self.face_rows
         x0 = self.schedule.x0(self.model_output[rows], self.noisy[rows], self.timesteps[rows])
         seen = self.reader.read(x0, self.faces.landmarks[rows])
         return PredictedFaces(
@@ -199,7 +208,7 @@ def prior(config: PriorConfig) -> Term:
 
 def _on_faces(step: Step, loss_of: Callable[[Tensor, Tensor, Tensor, FaceTargets], Tensor]) -> Values:
     """Values on the predicted faces, 0 in rows without one; how many those are, how alike the others."""
-    seen, targets, rows = step.predicted_faces, step.faces, step.instance_rows
+    seen, targets, rows = step.predicted_faces, step.faces, step.face_rows
     assert targets is not None
     loss = torch.zeros(len(rows), device=rows.device)
     said = {"no_face": 1 - len(seen.rows) / max(1, len(rows)),

@@ -7,8 +7,9 @@ Shapes: N pictures, B rows of a batch, K vectors to choose negatives from, D wid
 C channels, h and w of the latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,9 +90,12 @@ class Batch:
     noise: Tensor
     draw: Tensor
 
-    def take(self, index: Tensor) -> "Batch":
+    def take(self, index: Tensor) -> Self:
         """These rows of the batch."""
         return replace(self, **{name: getattr(self, name)[index] for name in vars(self)})
+
+
+B = TypeVar("B", bound=Batch)
 
 
 def plan_batch(
@@ -135,7 +139,7 @@ def check_divisible(size: int, prior_size: int, num_parts: int) -> None:
             )
 
 
-def part_of(batch: Batch, corpus: Corpus, index: int, num_parts: int) -> Batch:
+def part_of(batch: B, corpus: Corpus, index: int, num_parts: int) -> B:
     """Part ``index`` of equal ones, with the same share of prior rows in each."""
     is_prior = corpus.is_prior[batch.rows]
     pieces = []
@@ -153,13 +157,29 @@ def run_step(
     *,
     reader: FaceReader | None = None,
     device: torch.device,
+    text_row: Tensor | None = None,
+    is_wanted: Tensor | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> Step:
-    """Noise the pictures, ask the model, and lay out what the terms want to know."""
+    """Noise the pictures, ask the model, and lay out what the terms want to know.
+
+    Args:
+        corpus: all pictures.
+        batch: which of them.
+        denoiser: the model.
+        schedule: its noise.
+        reader: sees faces in the prediction, where a term wants it.
+        device: that computes.
+        text_row: (B,) other prompts than those of the corpus.
+        is_wanted: as in `FaceTargets`.
+        conditions: what else the model is told of each row.
+    """
     rows, timesteps = batch.rows, batch.timesteps.to(device)
     x0 = corpus.latents.sample(rows, batch.latent_noise).to(device)
     noise = batch.noise.to(device)
     noisy = schedule.add_noise(x0, noise, timesteps)
     bank = corpus.bank_rows
+    told = {name: value.to(device) for name, value in (conditions or {}).items()}
     faces = FaceTargets(
         id_embedding=corpus.id_embedding[rows].to(device),
         person=corpus.person[rows].to(device),
@@ -167,12 +187,15 @@ def run_step(
         bank=corpus.id_embedding[bank].to(device),
         bank_person=corpus.person[bank].to(device),
         draw=batch.draw.to(device),
+        is_wanted=None if is_wanted is None else is_wanted.to(device),
     )
     return Step(
         schedule=schedule,
         timesteps=timesteps,
         noisy=noisy,
-        model_output=denoiser(noisy, timesteps, corpus.text_row[rows]),
+        model_output=denoiser(
+            noisy, timesteps, corpus.text_row[rows] if text_row is None else text_row, **told
+        ),
         target=schedule.target(x0, noise, timesteps),
         is_prior=corpus.is_prior[rows].to(device),
         faces=faces,

@@ -16,7 +16,8 @@ from idgen.data.pictures import Picture
 from idgen.encoders.base import FaceEncoder
 from idgen.encoders.gallery import embed_pictures
 from idgen.faces.detect import Detector
-from idgen.metrics.consistency import Eye, measure_likeness
+from idgen.identity import Identity
+from idgen.metrics.consistency import Eye, Likeness, measure_likeness
 from idgen.pipeline import IDPipeline, IDPipelineXL
 from idgen.report.sheet import Tile, contact_sheet
 from idgen.storage import replacing
@@ -24,74 +25,100 @@ from idgen.storage import replacing
 
 @dataclass(frozen=True, kw_only=True)
 class Sitter:
-    """Whom the samples should show, and who judges.
+    """One sample: what is asked for, and whom it should show.
+
+    Attributes:
+        prompt: what is asked for.
+        references: unit face vector (D,) of the person by each judge.
+        identity: that conditions the picture; None where the model itself knows the person.
+    """
+
+    prompt: str
+    references: Sequence[np.ndarray]
+    identity: Identity | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """Who finds the faces and compares them.
 
     Attributes:
         detector: finds the faces.
-        encoders: the first trains with the model, the second has no part in it.
-        references: unit face vector (D,) of the person by each: the mean over the photos.
-        photo: to show beside the samples.
+        encoders: the first trains with the model, the second, where there is one, has no part in it.
     """
 
     detector: Detector
     encoders: Sequence[FaceEncoder]
-    references: Sequence[np.ndarray]
-    photo: Image.Image | None = None
 
     @classmethod
-    def of(
-        cls, photos: Sequence[Picture], detector: Detector, encoders: Sequence[FaceEncoder],
-        *, aligned: bool, shown: Image.Image | None,
-    ) -> Self:  # fmt: skip
-        """The person on these photos, as each encoder sees them."""
-        gallery = embed_pictures(photos, detector, encoders, aligned=aligned, label="looking for the judge")
-        means = [gallery.vectors[encoder.id][gallery.found].mean(axis=0) for encoder in encoders]
-        return cls(
-            detector=detector, encoders=encoders, photo=shown,
-            references=[mean / np.linalg.norm(mean) for mean in means],
-        )  # fmt: skip
+    def of(cls, detector: Detector, encoder: FaceEncoder, judge: FaceEncoder) -> Self:
+        """The judge only counts where it is another network than the encoder."""
+        others = [judge] if judge.sha256 != encoder.sha256 else []
+        return cls(detector=detector, encoders=[encoder, *others])
+
+    def mean_vectors(self, photos: Sequence[Picture], *, aligned: bool) -> list[np.ndarray]:
+        """The person on these photos as each encoder sees them: (D,) of unit length."""
+        gallery = embed_pictures(
+            photos, self.detector, self.encoders, aligned=aligned, label="looking for the judge"
+        )
+        means = [gallery.vectors[encoder.id][gallery.found].mean(axis=0) for encoder in self.encoders]
+        return [mean / np.linalg.norm(mean) for mean in means]
 
 
 @torch.no_grad()
 def draw_samples(
     pipe: IDPipeline | IDPipelineXL,
-    sitter: Sitter,
-    prompts: Sequence[str],
+    sitters: Sequence[Sitter],
+    judges: Judges,
     *,
     seed: int,
     path: Path,
     title: str,
+    photo: Image.Image | None = None,
 ) -> dict[str, float]:
-    """Draw one picture a prompt, write the sheet, say how alike they are.
+    """Draw one picture a sitter, write the sheet, say how alike they are.
+
+    Args:
+        pipe: with the weights as they are now.
+        sitters: one a picture.
+        judges: who compares.
+        seed: of the first picture.
+        path: of the sheet.
+        title: of the sheet.
+        photo: of the person, to stand beside the samples.
 
     Returns:
         Mean cosine to the person by each encoder, as ``similarity/<name>``; 0 where no face was found, and
         ``face_found``, their share.
     """
-    images = [pipe(prompt, seed=seed + i).images[0] for i, prompt in enumerate(prompts)]
-    eyes = {
-        encoder.id: Eye(encode=lambda crops, e=encoder: e.encode(crops).unit, reference=vector)
-        for encoder, vector in zip(sitter.encoders, sitter.references, strict=True)
-    }
-    likeness = [measure_likeness(image, sitter.detector, eyes) for image in images]
-    tiles = [
-        Tile(image=image, title=prompt, is_bad=not seen.face_found,
-             lines=_lines(seen.similarity, sitter) if seen.face_found else ("no face found",))
-        for image, prompt, seen in zip(images, prompts, likeness, strict=True)
-    ]  # fmt: skip
+    seen: list[Likeness] = []
+    tiles = []
+    for i, sitter in enumerate(sitters):
+        image = pipe(sitter.prompt, identity=sitter.identity, seed=seed + i).images[0]
+        eyes = {
+            encoder.id: Eye(encode=lambda crops, e=encoder: e.encode(crops).unit, reference=vector)
+            for encoder, vector in zip(judges.encoders, sitter.references, strict=True)
+        }
+        seen.append(measure_likeness(image, judges.detector, eyes))
+        tiles.append(_tile(image, sitter, seen[-1], judges))
     roles = ("which trains with the model (related)", "which only measures")
     notes = [
-        f"{encoder.name}: cosine to the photos by {encoder.id}, {role}"
-        for encoder, role in zip(sitter.encoders, roles, strict=False)
+        f"{encoder.name}: cosine to the person by {encoder.id}, {role}"
+        for encoder, role in zip(judges.encoders, roles, strict=False)
     ]
-    who = None if sitter.photo is None else Tile(image=sitter.photo, title="a photo")
+    who = None if photo is None else Tile(image=photo, title="a photo")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         contact_sheet(tiles, reference=who, title=title, notes=notes).save(file, "PNG")
-    means = {f"similarity/{e.name}": float(np.mean([seen.similarity[e.id] for seen in likeness]))
-             for e in sitter.encoders}  # fmt: skip
-    return {**means, "face_found": float(np.mean([seen.face_found for seen in likeness]))}
+    means = {
+        f"similarity/{encoder.name}": float(np.mean([likeness.similarity[encoder.id] for likeness in seen]))
+        for encoder in judges.encoders
+    }
+    return {**means, "face_found": float(np.mean([likeness.face_found for likeness in seen]))}
 
 
-def _lines(similarity: dict[str, float], sitter: Sitter) -> tuple[str, ...]:
-    return tuple(f"{encoder.name} {similarity[encoder.id]:.2f}" for encoder in sitter.encoders)
+def _tile(image: Image.Image, sitter: Sitter, seen: Likeness, judges: Judges) -> Tile:
+    if not seen.face_found:
+        return Tile(image=image, title=sitter.prompt, lines=("no face found",), is_bad=True)
+    lines = tuple(f"{encoder.name} {seen.similarity[encoder.id]:.2f}" for encoder in judges.encoders)
+    return Tile(image=image, title=sitter.prompt, lines=lines)

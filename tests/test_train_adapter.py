@@ -1,0 +1,220 @@
+"""`idgen train adapter`, run as a user runs it, on tiny models of the real kinds and a few people."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from generating import World, astronaut, build_world
+from PIL import ImageOps
+from transformers import CLIPTokenizer
+
+from idgen.adapters.checkpoint import read_adapter
+from idgen.cli import main
+from idgen.data.sampler import PersonSampler
+from idgen.encoders.arcface import load_encoder
+from idgen.errors import ConfigError
+from idgen.identity import Identity
+from idgen.pipeline import IDPipeline
+
+CONFIG = Path(__file__).parents[1] / "train" / "configs" / "ip_adapter_faceid.yaml"
+FILE = Path("adapter") / "faceid.safetensors"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: CLIPTokenizer) -> World:
+    """Models, encoders, and a folder of four people: one real, three who do not exist."""
+    world = build_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
+    face = astronaut().crop((100, 0, 400, 300))
+    faces = {"anna": [face, ImageOps.mirror(face), face.rotate(8)]}
+    pipe = IDPipeline.from_pretrained("mini")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.adapter is not None
+    for name in ("bert", "carl", "dora"):
+        vector = np.random.default_rng(ord(name[0])).standard_normal(128).astype(np.float32)
+        who = Identity.from_vector(vector / np.linalg.norm(vector), pipe.adapter.card.encoder)
+        faces[name] = pipe(["a photo of a person"] * 2, identity=who, seed=[0, 1]).images
+    for name, views in faces.items():
+        (world.root / "people" / name).mkdir(parents=True)
+        for i, view in enumerate(views):
+            view.resize((192, 192)).save(world.root / "people" / name / f"{i}.png")
+    return world
+
+
+def words(world: World, out: Path, *settings: str, model: str = "sd") -> list[str]:
+    """A whole command of three small steps, unless ``settings`` say otherwise."""
+    small = {
+        "optimizer.steps": "3", "optimizer.checkpoint_every": "1", "optimizer.log_every": "1",
+        "optimizer.batch_size": "4", "encoder": str(world.encoder), "judge": str(world.judge),
+        "framing": "aligned", "samples.every": "0", "detect_in_prediction": "false", "held_out": "0.25",
+    }  # fmt: skip
+    given = dict(setting.split("=", 1) for setting in settings)
+    assigned = [word for name, value in {**small, **given}.items() for word in ("--set", f"{name}={value}")]
+    return ["train", "adapter", "--config", str(CONFIG), "--faces", str(world.root / "people"),
+            "--model", str(world.root / model), "--out", str(out), *assigned]  # fmt: skip
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("model", ["sd", "sd2", "sdxl"])
+@pytest.mark.parametrize("term", [None, "cosine", "triplet"])
+def test_every_weight_of_the_file_trains(world: World, tmp_path: Path, model: str, term: str | None) -> None:
+    extra = [f"terms.{term}.weight=1.0", "drop.both=0.0"] if term else []
+    assert main(words(world, tmp_path / "run", *extra, model=model)) == 0
+    for line in log_of(tmp_path / "run"):
+        for name in ("denoising", *([term] if term else [])):
+            assert 0 < line[name] < math.inf, (name, line)
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    moments = state["optimizer"]["state"]
+    assert len(moments) == len(state["weights"])
+    assert any(name.endswith("to_v_ip.weight") for name in state["weights"])
+    for name, number in zip(state["weights"], moments, strict=True):
+        mean = moments[number]["exp_avg"]
+        assert bool(mean.isfinite().all() & mean.any()), name
+
+
+def test_the_adapter_opens_in_plain_diffusers_and_draws_the_same(world: World, tmp_path: Path) -> None:
+    assert main(words(world, tmp_path / "run", "optimizer.learning_rate=0.01")) == 0
+    file = read_adapter(tmp_path / "run" / FILE)
+    assert file.card.encoder == load_encoder(str(world.encoder)).id
+    assert "train/adapter.py, 3 steps of 4: denoising" in file.card.training_run
+    vector = torch.nn.functional.normalize(torch.randn(file.adapter.id_dim), dim=0)
+    plain = StableDiffusionPipeline.from_pretrained(world.root / "sd")
+    plain.load_ip_adapter(str(tmp_path / "run" / "adapter"), subfolder="", weight_name=FILE.name,
+                          image_encoder_folder=None, low_cpu_mem_usage=False)  # fmt: skip
+    ours = IDPipeline.from_pretrained(world.root / "sd")
+    ours.load_adapter(file)
+    for pipe in (plain, ours):
+        pipe.set_progress_bar_config(disable=True)
+    embeds = [torch.stack([torch.zeros_like(vector), vector])[:, None]]
+    common = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    noise = torch.randn(1, 4, 8, 8)
+    theirs = plain("a face", latents=noise, ip_adapter_image_embeds=embeds, **common).images
+    who = Identity.from_vector(vector.numpy(), file.card.encoder)
+    assert torch.allclose(ours("a face", latents=noise, identity=who, **common).images, theirs, atol=1e-4)
+    assert not torch.allclose(ours("a face", latents=noise, **common).images, theirs, atol=1e-3)
+
+
+def test_a_run_that_goes_on_equals_one_that_never_stopped(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: None
+) -> None:
+    """Interrupted after its second step."""
+    from idgen.tuning import optimize
+
+    settings = ("optimizer.ema_decay=0.9", "optimizer.steps=5", "terms.triplet.weight=1.0",
+                "optimizer.checkpoint_every=2")  # fmt: skip
+    assert main(words(world, tmp_path / "whole", *settings)) == 0
+    keep = optimize.Optimization.record
+
+    def stop_at_3(self: optimize.Optimization, said: dict[str, float], **how: bool) -> None:
+        keep(self, said, **how)
+        if self.progress.step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimize.Optimization, "record", stop_at_3)
+        assert main(words(world, tmp_path / "stopped", *settings)) == 130
+    assert main(words(world, tmp_path / "stopped", *settings)) == 0
+    assert [line["step"] for line in log_of(tmp_path / "stopped")] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "whole" / FILE).read_bytes() == (tmp_path / "stopped" / FILE).read_bytes()
+
+
+def test_pieces_do_not_change_the_loss(world: World, tmp_path: Path) -> None:
+    settings = (
+        "terms.triplet.weight=1.0",
+        "terms.triplet.mining=semi-hard",
+        "drop.both=0",
+        "drop.identity=0",
+    )
+    assert main(words(world, tmp_path / "one", *settings)) == 0
+    assert main(words(world, tmp_path / "pieces", *settings, "optimizer.accumulation=2")) == 0
+    for a, b in zip(log_of(tmp_path / "one"), log_of(tmp_path / "pieces"), strict=True):
+        for name in ("loss", "denoising", "triplet"):
+            assert a[name] == pytest.approx(b[name], abs=2e-5), name
+
+
+def test_people_set_aside_are_drawn_and_judged(world: World, tmp_path: Path) -> None:
+    command = words(world, tmp_path / "run", "samples.every=3", "judge=judge", "encoder=mini")
+    assert main(command) == 0
+    assert (tmp_path / "run" / "samples" / "step-000003.png").exists()
+    (drawn,) = [line for line in log_of(tmp_path / "run") if "face_found" in line]
+    assert {"similarity/mini", "similarity/judge"} <= drawn.keys()
+
+
+def test_mini_goes_on_from_its_own_adapter(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("start=auto", "optimizer.steps=1", "framing=auto", "encoder=mini")
+    assert main([*words(world, tmp_path / "run", *settings), "--model", "mini"]) == 0
+    assert read_adapter(tmp_path / "run" / FILE).adapter.num_tokens == 16
+    other = words(world, tmp_path / "other", *settings[:3], f"encoder={world.encoder}")
+    refuse(capsys, [*other, "--model", "mini"], "reads face vectors of mini")
+
+
+def refuse(capsys: pytest.CaptureFixture[str], command: list[str], *said: str) -> None:
+    assert main(command) == 2
+    last = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
+    for text in said:
+        assert text in last, last
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("terms.prior.weight=1", "the term prior keeps a LoRA's model"),
+        ("drop.text=0.99", "at most 1 together"),
+        ("held_out=1", "held_out must be in [0, 1)"),
+        ("optimizer.batch_size=3", "not a multiple of pictures_per_person 2"),
+        ("optimizer.batch_size=40", "20 people a batch are wanted, there are 3"),
+        ("start=nowhere.safetensors", "nowhere.safetensors"),
+        ("optimizer.accumulation=3", "cannot be cut into 3 equal parts"),
+    ],
+)
+def test_settings_that_cannot_be(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str
+) -> None:
+    refuse(capsys, words(world, tmp_path / "run", setting), said)
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_an_adapter_for_another_model_is_refused(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setting = f"start={world.root / 'sd2.safetensors'}"
+    refuse(capsys, words(world, tmp_path / "run", setting), "16", "32")
+
+
+def test_a_dry_run_says_what_it_would_do(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words(world, tmp_path / "run", "terms.cosine.weight=1"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "pictures of 3 people, 1 people set aside" in said
+    assert "2 people with 2 pictures at 16 pixels; terms: denoising, cosine" in said
+    assert "MiB of memory (weights" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_hold_people_with_several_pictures() -> None:
+    person = np.array([0, 0, 0, 1, 2, 2, 2, 2, 3, 3])
+    sampler = PersonSampler(person, people=2, pictures=3, seed=0)
+    seen = []
+    for step in range(2):
+        rows = sampler.rows(step).reshape(2, 3)
+        assert np.array_equal(rows, sampler.rows(step).reshape(2, 3))
+        for group in rows:
+            (who,) = set(person[group])
+            seen.append(who)
+            enough = (person == who).sum() >= 3
+            assert len(set(group)) == (3 if enough else len(set(group)))
+    assert sorted(seen) == [0, 1, 2, 3]
+    rng = np.random.default_rng(0)
+    assert sampler.another(3, rng) == 3
+    assert {sampler.another(0, rng) for _ in range(40)} == {1, 2}
+    with pytest.raises(ConfigError, match="5 people a batch are wanted, there are 4"):
+        PersonSampler(person, people=5, pictures=1, seed=0)
