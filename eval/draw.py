@@ -124,7 +124,8 @@ def draw(
     rng = np.random.default_rng([options.seed, number])
     prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=options.count)]
     seeds = [options.seed + 1000 * number + i for i in range(options.count)]
-    given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
+    given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance,
+             "id_guidance_scale": options.id_guidance}  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
     images = pipe(
         prompts, identity=[who] * len(prompts), id_scale=options.id_scale, seed=seeds, **settings
@@ -206,6 +207,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--new", action="store_true", help="people who do not exist, far from all of FACES")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--id-guidance", type=float, help="of the identity apart from the text's")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     if options.new and (options.real or options.shuffle):

@@ -48,6 +48,7 @@ class GenerateConfig:
     id_end: float = 1.0
     steps: int | None = None
     guidance: float | None = None
+    id_guidance: float | None = None
     size: str | None = None
     model: str = "mini"
     adapter: Path | None = None
@@ -72,6 +73,7 @@ class GenerateConfig:
             raise ConfigError(f"--id-end must be above --id-start, got {self.id_end:g} and {self.id_start:g}")
         _check("--steps", self.steps, 1, 1000)
         _check("--guidance", self.guidance, 0, 100)
+        _check("--id-guidance", self.id_guidance, 0, 100)
         _check("--batch-size", self.batch_size, 1, 1024)
         if self.size is not None:
             read_size(self.size)
@@ -105,18 +107,14 @@ OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--id-end", float, "T", "and up to this part (1)"),
     ("--steps", int, "N", "of denoising (what the model likes best)"),
     ("--guidance", float, "G", "classifier-free guidance, 1 for none (what the model likes best)"),
+    ("--id-guidance", float, "G", "the same for the identity apart from the text (as --guidance)"),
     ("--size", str, "WxH", "pixels, 512 or 512x768 (what the model was trained for)"),
     ("--model", str, "NAME", "mini, a diffusers folder, or OWNER/NAME of the Hugging Face hub (mini)"),
     ("--adapter", Path, "FILE", "IP-Adapter FaceID file (the one that came with the model)"),
     ("--encoder", str, "SPEC", "mini, an insightface pack or an ONNX file (the one that the adapter names)"),
     ("--judge", str, "SPEC", "a second encoder, that only measures similarity (the embedded one)"),
     ("--detector", str, "SPEC", "mini, yunet:FILE, scrfd:FILE or an insightface pack (mini)"),
-    (
-        "--which",
-        str,
-        "W",
-        "of several faces in a photo: largest, left, right, or a number from 0 at the left",
-    ),
+    ("--which", str, "W", "of several faces in a photo: largest, left, right, or a number from 0"),
     ("--device", str, "NAME", "cpu, cuda, cuda:N, mps or auto (auto)"),
     ("--precision", str, "TYPE", "float32, float16, bfloat16 or auto (auto)"),
     ("--batch-size", int, "N", "pictures made at once (what has the pixels of 4 of 512 x 512, at most 8)"),
@@ -308,6 +306,7 @@ def denoise(
         id_end=settings.id_end,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
+        id_guidance_scale=settings.id_guidance,
         width=width,
         height=height,
         callback_on_step_end=step,

@@ -116,6 +116,20 @@ def finite(value: object, name: str) -> float:
     return float(value)
 
 
+def share_of_guidance(id_guidance_scale: float, guidance_scale: float) -> float:
+    """``g_i / g_t``, what `idgen.adapters.guidance` weighs the identity by.
+
+    Raises:
+        ConfigError: if there is no guidance to share, or the number is none.
+    """
+    if guidance_scale <= 1:
+        raise ConfigError(
+            "id_guidance_scale weighs the identity against the text, which needs guidance: "
+            f"guidance_scale must be greater than 1, got {guidance_scale:g}"
+        )
+    return finite(id_guidance_scale, "id_guidance_scale") / guidance_scale
+
+
 def count_rows(lists: Mapping[str, object]) -> int:
     """R, the common length of the lists among the arguments of a call; a single value goes with any number.
 

@@ -1,6 +1,7 @@
 """Gives the rows of one pipeline call their identities while the UNet denoises them.
 
-Shapes: P pictures; the UNet sees P rows, or 2 P with guidance (negative rows first, as in diffusers).
+Shapes: P pictures; the UNet sees P rows, or 2 P with guidance (negative rows first, as in diffusers), or 3 P
+where the identity is guided apart (`idgen.adapters.guidance`).
 """
 
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ class _Step:
 
     def _scale(self, num_rows: int) -> Tensor:
         scale = torch.tensor(self._schedule.scale) * self._rows.is_somebody
-        if num_rows not in (len(scale), 2 * len(scale)):
+        if num_rows not in (len(scale), 2 * len(scale), 3 * len(scale)):
             raise ConfigError(
                 f"the UNet was called with {num_rows} rows for {len(scale)} pictures with an identity"
             )
@@ -92,8 +93,10 @@ class _Step:
     def _condition(self, sample: Tensor, scale: Tensor) -> None:
         embedding, mask = self._rows.id_embedding, self._rows.mask
         if len(sample) > len(embedding):  # guidance: the unconditional identity is the zero vector
-            embedding = torch.cat([torch.zeros_like(embedding), embedding])
-            mask = None if mask is None else torch.cat([mask, mask])
+            times = len(sample) // len(embedding)
+            nobody = torch.zeros_like(embedding)
+            embedding = torch.cat([nobody, embedding, nobody][:times])
+            mask = None if mask is None else torch.cat([mask] * times)
         self._adapter.condition(
             embedding.to(sample.device),
             scale,
