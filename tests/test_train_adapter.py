@@ -62,9 +62,9 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("model", ["sd", "sd2", "sdxl"])
-@pytest.mark.parametrize("term", [None, "cosine", "triplet"])
+@pytest.mark.parametrize("term", [None, "cosine", "triplet", "background", "preservation"])
 def test_every_weight_of_the_file_trains(world: World, tmp_path: Path, model: str, term: str | None) -> None:
-    extra = [f"terms.{term}.weight=1.0", "drop.both=0.0"] if term else []
+    extra = [f"terms.{term}.weight=1.0", "drop.both=0.0", "drop.identity=0.0"] if term else []
     assert main(words(world, tmp_path / "run", *extra, model=model)) == 0
     for line in log_of(tmp_path / "run"):
         for name in ("denoising", *([term] if term else [])):

@@ -210,6 +210,7 @@ def test_photos_that_cannot_be_used(world: World, tmp_path: Path, capsys: pytest
         ("terms.triplet.weight=-1", ["weight of a term must not be negative"]),
         ("terms.triple.weight=1", ["did you mean 'triplet'"]),
         ("lora.targets=[to_x]", ["no layer of the UNet is called to_x", "to_q"]),
+        ("terms.background.weight=1", ["they train an adapter"]),
         ("lora.rank=0", ["rank must be at least 1"]),
         ("optimizer.accumulation=3", ["batch_size 1 cannot be cut into 3 equal parts"]),
         ("optimizer.learning_rate=0", ["learning_rate"]),

@@ -84,6 +84,13 @@ class LoraConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     samples: SampleSettings = field(default_factory=SampleSettings)
 
+    def __post_init__(self) -> None:
+        if self.terms.asks_again:
+            raise ConfigError(
+                "the terms background and preservation compare a model with and without an identity: "
+                "they train an adapter (idgen train adapter), not a LoRA"
+            )
+
     @property
     def has_prior(self) -> bool:
         """Whether prior pictures have a part: as pictures to keep, or as somebody else."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from idgen.errors import ConfigError
+from idgen.objectives.disentangle import BackgroundConfig, PreservationConfig, background, preservation
 from idgen.objectives.terms import (
     CosineConfig,
     DenoisingConfig,
@@ -26,6 +27,8 @@ class TermsConfig:
     prior: PriorConfig | None = None
     cosine: CosineConfig | None = None
     triplet: TripletConfig | None = None
+    background: BackgroundConfig | None = None
+    preservation: PreservationConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.active():
@@ -41,8 +44,16 @@ class TermsConfig:
         """Whether a term wants the face in the predicted picture."""
         return bool({"cosine", "triplet"} & self.active().keys())
 
+    @property
+    def asks_again(self) -> bool:
+        """Whether a term compares the model with itself under another identity: only an adapter can."""
+        return bool({"background", "preservation"} & self.active().keys())
 
-_FACTORIES: dict[str, Any] = {"denoising": denoising, "prior": prior, "cosine": cosine, "triplet": triplet}
+
+_FACTORIES: dict[str, Any] = {
+    "denoising": denoising, "prior": prior, "cosine": cosine, "triplet": triplet, "background": background,
+    "preservation": preservation,
+}  # fmt: skip
 
 
 def build_terms(config: TermsConfig) -> dict[str, tuple[TermConfig, Term]]:

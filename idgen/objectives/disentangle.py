@@ -3,6 +3,8 @@
 Shapes: B rows, D width of the face vectors, C channels, h and w of the latents.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch.nn.functional import normalize
 
 from idgen.errors import ConfigError
 from idgen.objectives.denoising import denoising_loss
+from idgen.objectives.identity import choose_negatives
+from idgen.objectives.terms import FaceTargets, Step, Term, TermConfig, Values
 
 Disturbance = Literal["shuffle", "mix", "noise"]
 DISTURBANCES: tuple[Disturbance, ...] = get_args(Disturbance)
@@ -76,3 +80,82 @@ def preservation_loss(model_output: Tensor, without: Tensor) -> Tensor:
         (B,) >= 0.
     """
     return denoising_loss(model_output, without.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundConfig(TermConfig):
+    """The background must not depend on who it is.
+
+    Attributes:
+        disturbance: "shuffle", "mix" or "noise": see `disturbed`.
+        mix: lowest and highest share of the own vector, for "mix".
+        noise: length of what is added, for "noise".
+    """
+
+    disturbance: Disturbance = "shuffle"
+    mix: tuple[float, ...] = (0.2, 0.8)
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.mix) != 2 or not 0 <= self.mix[0] <= self.mix[1] <= 1:
+            raise ConfigError(f"mix must be two rising shares in [0, 1], got {list(self.mix)}")
+        if not self.noise > 0:
+            raise ConfigError(f"noise must be greater than 0, got {self.noise}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreservationConfig(TermConfig):
+    """The model's answer should change no more than it must."""
+
+
+def background(config: BackgroundConfig) -> Term:
+    """The background under another identity, of rows with an identity and a face."""
+
+    def on_background(step: Step) -> Values:
+        faces, ask = _needed(step)
+        rows = step.face_rows[step.face_mask[step.face_rows].amax(dim=(1, 2)) > 0]
+        if not len(rows):
+            return Values(rows=rows, loss=step.model_output.new_zeros(0))
+        other = _somebody_else(faces, rows)
+        assert faces.noise is not None
+        assert faces.draw is not None
+        low, high = config.mix
+        vectors = step.conditions["id_embedding"].clone()
+        vectors[rows] = disturbed(
+            vectors[rows], other, how=config.disturbance, noise=config.noise * faces.noise[rows],
+            share=low + (high - low) * faces.draw[rows, 0],
+        )  # fmt: skip
+        with_other = ask(id_embedding=vectors)
+        face = step.face_mask[rows]
+        return Values(rows=rows, loss=background_loss(step.model_output[rows], with_other[rows], face))
+
+    return on_background
+
+
+def preservation(_config: PreservationConfig) -> Term:
+    """The answer at strength 0, of rows with an identity."""
+
+    def on_rows(step: Step) -> Values:
+        _, ask = _needed(step)
+        rows = step.face_rows
+        return Values(rows=rows, loss=preservation_loss(step.model_output[rows], ask(id_scale=0.0)[rows]))
+
+    return on_rows
+
+
+def _needed(step: Step) -> tuple[FaceTargets, Callable[..., Tensor]]:
+    if step.faces is None or step.ask is None:
+        raise ConfigError(
+            "background and preservation compare the model with itself under another identity: they train an "
+            "adapter"
+        )
+    return step.faces, step.ask
+
+
+def _somebody_else(faces: FaceTargets, rows: Tensor) -> Tensor:
+    anchor = faces.id_embedding[rows]
+    draw = None if faces.draw is None else faces.draw[rows]
+    return faces.bank[
+        choose_negatives(anchor, anchor, faces.person[rows], faces.bank, faces.bank_person, draw=draw)
+    ]

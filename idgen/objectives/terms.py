@@ -16,6 +16,7 @@ from idgen.errors import ConfigError
 from idgen.objectives.denoising import denoising_loss, late_weight, min_snr_weight
 from idgen.objectives.faces import FaceReader, PredictedFaces
 from idgen.objectives.identity import Mining, choose_negatives, cosine_distance, triplet_loss
+from idgen.objectives.region import face_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class FaceTargets:
         bank: (N, D) vectors that negatives are chosen from, of all rows of all processes.
         bank_person: (N,) their people.
         draw: (B, N) numbers from [0, 1) that decide what is chosen at random.
+        picture_px: side of the decoded picture, which the landmarks are pixels of.
+        noise: (B, D) of about unit length, for what is disturbed at random; None without such a term.
         is_wanted: (B,) whether the face should be that person's: not in rows from which the identity was left
             out. None where it should in all rows.
     """
@@ -39,6 +42,8 @@ class FaceTargets:
     bank: Tensor
     bank_person: Tensor
     draw: Tensor | None = None
+    picture_px: int = 0
+    noise: Tensor | None = None
     is_wanted: Tensor | None = None
 
 
@@ -55,6 +60,8 @@ class Step:
         is_prior: (B,) rows of prior pictures, which keep the model what it was and belong to nobody.
         faces: of the rows, where a term on identity is wanted.
         reader: sees the faces in the prediction.
+        conditions: what the model was told of each row beside the text, such as ``id_embedding`` (B, D).
+        ask: the model's answer (B, C, h, w) to the same noise under other conditions; without gradients.
     """
 
     schedule: NoiseSchedule
@@ -65,6 +72,20 @@ class Step:
     is_prior: Tensor
     faces: FaceTargets | None = None
     reader: FaceReader | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    ask: Callable[..., Tensor] | None = None
+
+    @cached_property
+    def face_mask(self) -> Tensor:
+        """(B, h, w) in [0, 1], how much each place of the latents belongs to the face.
+
+        Raises:
+            ConfigError: if the batch was given without faces.
+        """
+        if self.faces is None or not self.faces.picture_px:
+            raise ConfigError("a term on the region of the face needs the landmarks of the pictures")
+        height, width = self.model_output.shape[-2:]
+        return face_mask(self.faces.landmarks, self.faces.picture_px, (height, width))
 
     @cached_property
     def instance_rows(self) -> Tensor:
@@ -148,9 +169,22 @@ class TermConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingConfig(TermConfig):
-    """Squared error on the pictures of the people; ``min_snr_gamma`` 0 weighs all timesteps alike."""
+    """Squared error on the pictures of the people.
+
+    Attributes:
+        min_snr_gamma: see `min_snr_weight`; 0 weighs all timesteps alike.
+        outside: how much places outside of the face count, in [0, 1]; 1 is no mask.
+    """
 
     min_snr_gamma: float = 0.0
+    outside: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.outside <= 1:
+            raise ConfigError(f"outside must be in [0, 1], got {self.outside}")
+        if self.min_snr_gamma < 0:
+            raise ConfigError(f"min_snr_gamma must not be negative, got {self.min_snr_gamma}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +224,12 @@ class Term(Protocol):
 
 
 def _denoising(config: DenoisingConfig, step: Step, rows: Tensor) -> Values:
-    loss = denoising_loss(step.model_output[rows], step.target[rows])
+    mask = None
+    if config.outside < 1:
+        face = step.face_mask[rows]
+        has_face = face.amax(dim=(1, 2), keepdim=True) > 0  # without a face the whole picture counts
+        mask = torch.where(has_face, face + config.outside * (1 - face), 1.0)
+    loss = denoising_loss(step.model_output[rows], step.target[rows], mask)
     if config.min_snr_gamma:
         loss = loss * min_snr_weight(step.schedule, step.timesteps[rows], config.min_snr_gamma)
     return Values(rows=rows, loss=loss)

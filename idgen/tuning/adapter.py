@@ -116,12 +116,13 @@ class AdaptedUnet(nn.Module):
         sample: Tensor,
         timestep: Tensor,
         id_embedding: Tensor | None = None,
+        id_scale: Tensor | float = 1.0,
         **settings: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - what the UNet returns
-        """The UNet's answer with these people; without vectors those of zeros."""
+        """The UNet's answer with these people at this strength; without vectors those of zeros."""
         if id_embedding is None:
             id_embedding = sample.new_zeros(len(sample), self.adapter.id_dim)
-        self.adapter.condition(id_embedding)
+        self.adapter.condition(id_embedding, id_scale)
         return self.unet(sample, timestep, **settings)
 
 

@@ -82,6 +82,7 @@ class Batch:
         latent_noise: (B, C, h, w), decides the sample of the autoencoder's Gaussian.
         noise: (B, C, h, w).
         draw: (B, K) in [0, 1), decides which negatives are chosen.
+        id_noise: (B, D) of about unit length, for identities that are disturbed.
     """
 
     rows: Tensor
@@ -89,6 +90,7 @@ class Batch:
     latent_noise: Tensor
     noise: Tensor
     draw: Tensor
+    id_noise: Tensor
 
     def take(self, index: Tensor) -> Self:
         """These rows of the batch."""
@@ -115,13 +117,14 @@ def plan_batch(
 
 def fill_batch(corpus: Corpus, schedule: NoiseSchedule, rows: Tensor, generator: torch.Generator) -> Batch:
     """Draw everything else for these rows."""
-    shape = (len(rows), *corpus.latents.mean.shape[1:])
+    shape, width = (len(rows), *corpus.latents.mean.shape[1:]), corpus.id_embedding.shape[1]
     return Batch(
         rows=rows,
         timesteps=torch.randint(schedule.num_timesteps, (len(rows),), generator=generator),
         latent_noise=torch.randn(shape, generator=generator),
         noise=torch.randn(shape, generator=generator),
         draw=torch.rand(len(rows), len(corpus.bank_rows), generator=generator),
+        id_noise=torch.randn(len(rows), width, generator=generator) / width**0.5,
     )
 
 
@@ -187,17 +190,25 @@ def run_step(
         bank=corpus.id_embedding[bank].to(device),
         bank_person=corpus.person[bank].to(device),
         draw=batch.draw.to(device),
+        picture_px=denoiser.size_px,
+        noise=batch.id_noise.to(device),
         is_wanted=None if is_wanted is None else is_wanted.to(device),
     )
+    texts = corpus.text_row[rows] if text_row is None else text_row
+
+    @torch.no_grad()
+    def ask(**other: Tensor) -> Tensor:
+        return denoiser(noisy, timesteps, texts, **{**told, **other})
+
     return Step(
         schedule=schedule,
         timesteps=timesteps,
         noisy=noisy,
-        model_output=denoiser(
-            noisy, timesteps, corpus.text_row[rows] if text_row is None else text_row, **told
-        ),
+        model_output=denoiser(noisy, timesteps, texts, **told),
         target=schedule.target(x0, noise, timesteps),
         is_prior=corpus.is_prior[rows].to(device),
         faces=faces,
         reader=reader,
+        conditions=told,
+        ask=ask if told else None,
     )
