@@ -122,7 +122,7 @@ def read_portraits(
 
     Raises:
         ImageError: if files are no pictures; all are listed.
-        FaceNotFoundError: if faces are needed and missing; all such pictures are listed.
+        FaceNotFoundError: if faces are needed and missing, or no picture is left; all such are listed.
     """
     good, unreadable = _readable(pictures, studio, aligned=aligned)
     if unreadable and not skip_bad:
@@ -140,6 +140,10 @@ def read_portraits(
             "remove them, or leave them out with --skip-bad"
         )
     rows = np.flatnonzero(gallery.found) if faces_needed else np.arange(len(good))
+    if not len(rows):
+        raise FaceNotFoundError(
+            f"none of the {len(pictures)} pictures can be used: {_listed([*unreadable, *faceless])}"
+        )
     kept = [good[row] for row in rows]
     latents, landmarks = _cut_and_encode(kept, _landmarks(kept, gallery.subset(rows), aligned), studio)
     people = sorted({picture.identity for picture in kept})

@@ -200,6 +200,15 @@ def test_photos_that_cannot_be_used(world: World, tmp_path: Path, capsys: pytest
     (folder / "sky.png").unlink()
     refuse(capsys, swap_photos(command, folder), "look like somebody else", "n0.png", "n3.png")
     assert not (tmp_path / "run" / "state.pt").exists()
+    skies = tmp_path / "skies"
+    skies.mkdir()
+    for colour in ("navy", "teal"):
+        Image.new("RGB", (64, 64), colour).save(skies / f"{colour}.png")
+    refuse(
+        capsys,
+        [*swap_photos(command, skies), "--skip-bad"],
+        "none of the 2 pictures can be used: navy.png, teal.png",
+    )
     assert main([*swap_photos(command, folder), "--skip-bad"]) == 0
     assert "left out, since they look like somebody else" in capsys.readouterr().err
 

@@ -146,7 +146,7 @@ def prior_of(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, store: Path) -
 
 
 def build_corpus(
-    config: LoraConfig, pipe: IDPipeline | IDPipelineXL, studio: Studio, folder: Path
+    config: LoraConfig, pipe: IDPipeline | IDPipelineXL, studio: Studio
 ) -> tuple[Corpus, Denoiser, Portraits]:
     """Photos and prior pictures as latents, vectors and encoded prompts."""
     photos = photos_of(config)
@@ -222,7 +222,7 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
         framing=config.framing, size_px=config.size_px,
     )  # fmt: skip
     with accelerator.main_process_first():  # the others find what it has computed
-        corpus, denoiser, portraits = build_corpus(config, pipe, studio, folder)
+        corpus, denoiser, portraits = build_corpus(config, pipe, studio)
     reader = None
     if config.terms.sees_faces:
         reader = face_reader(
