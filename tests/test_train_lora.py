@@ -112,12 +112,12 @@ def test_both_files_open_in_plain_diffusers_and_say_the_same(world: World, tmp_p
 
 
 def test_a_run_that_goes_on_equals_one_that_never_stopped(world: World, tmp_path: Path) -> None:
-    """Killed with SIGKILL after its second step, in a process of its own."""
+    """Killed with SIGKILL after its second step, in a process of its own with as many threads as this one."""
     settings = ("optimizer.steps=6", "optimizer.ema_decay=0.9", "optimizer.checkpoint_every=2")
     assert main(words(world, tmp_path / "whole", *settings)) == 0
     command = words(world, tmp_path / "killed", *settings)
     process = subprocess.Popen([sys.executable, "-m", "idgen", *command], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+                               stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     log = tmp_path / "killed" / "log.jsonl"
     while not (log.exists() and len(log.read_text().splitlines()) >= 3) and process.poll() is None:
         time.sleep(0.01)
