@@ -81,14 +81,14 @@ def write_adapter(
         raise WeightsError(f"the card says {card.num_tokens} tokens, the adapter makes {adapter.num_tokens}")
     state = {k: v.detach().to("cpu", dtype, copy=True).contiguous() for k, v in adapter.state_dict().items()}
     said = {key: str(value) for key, value in asdict(card).items()}
-    data = _sorted_header(save(state, {"format": "pt", "idgen_adapter": FORMAT, **said}))
+    data = sorted_header(save(state, {"format": "pt", "idgen_adapter": FORMAT, **said}))
     sha256 = hashlib.sha256(data).hexdigest()
     write_bytes(path, data)
     write_json(path.with_suffix(".json"), {"idgen_adapter": FORMAT, **asdict(card), "sha256": sha256})
     return sha256
 
 
-def _sorted_header(data: bytes) -> bytes:
+def sorted_header(data: bytes) -> bytes:
     """The same file with its metadata in order: safetensors shuffles it, and so changes the hash."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])

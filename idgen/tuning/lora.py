@@ -14,6 +14,7 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers, co
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from idgen.adapters.checkpoint import sorted_header
 from idgen.errors import ConfigError
 from idgen.storage import write_bytes
 
@@ -109,7 +110,8 @@ def write_lora(
     raw = get_peft_model_state_dict(unet, state_dict=state, adapter_name=ADAPTER)
     raw = {key: value.detach().float().cpu().contiguous() for key, value in raw.items()}
     metadata = {"format": "pt", "lora_adapter_metadata": _metadata(unet)}
-    write_bytes(folder / WEIGHTS_NAME, save(_prefixed(convert_state_dict_to_diffusers(raw)), metadata))
+    weights_file = save(_prefixed(convert_state_dict_to_diffusers(raw)), metadata)
+    write_bytes(folder / WEIGHTS_NAME, sorted_header(weights_file))  # equal weights, equal files
     kohya = convert_state_dict_to_kohya(_prefixed(raw))
     scaled = {key: torch.tensor(settings.alpha) if key.endswith(".alpha") else value
               for key, value in kohya.items()}  # fmt: skip
