@@ -78,7 +78,7 @@ class AdapterConfig:
     model: str = "mini"
     start: str = "auto"  # adapter to go on from: a file, "new", or "auto": the model's own where it has one
     num_tokens: int = 4  # of a new adapter
-    licence: str = "unknown: ask whoever trained it"
+    licence: str | None = None  # of the result; where None that of the adapter it began with
     encoder: str = "mini"
     judge: str = "judge"
     detector: str = "mini"
@@ -160,7 +160,8 @@ def open_adapter(
             fresh = IDAdapter.for_unet(pipe.unet, id_dim=id_dim, num_tokens=config.num_tokens)
         path = folder / "start" / "faceid.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_adapter(path, fresh, card_of(config, encoder_id, config.num_tokens))
+        unknown = "research-only" if config.model == "mini" else "unknown: ask whoever trained it"
+        write_adapter(path, fresh, card_of(config, encoder_id, config.num_tokens, unknown))
         pipe.load_adapter(path)
     else:
         read_adapter(pipe.adapter.path, encoder=encoder_id)  # refuses another encoder
@@ -168,12 +169,12 @@ def open_adapter(
     return pipe.adapter.adapter
 
 
-def card_of(config: AdapterConfig, encoder_id: str, num_tokens: int) -> AdapterCard:
-    """What the file says of itself."""
+def card_of(config: AdapterConfig, encoder_id: str, num_tokens: int, licence: str) -> AdapterCard:
+    """What the file says of itself; ``licence`` holds where the configuration names none."""
     terms, c = ", ".join(config.terms.active()), config.optimizer
     return AdapterCard(
         base_model=config.model if config.model == "mini" else Path(config.model).name, encoder=encoder_id,
-        num_tokens=num_tokens, licence=config.licence,
+        num_tokens=num_tokens, licence=config.licence or licence,
         training_run=f"train/adapter.py, {c.steps} steps of {c.batch_size}: {terms}",
     )  # fmt: skip
 
@@ -199,8 +200,12 @@ def prepare_samples(
     """A function that draws people who are set aside, and says how alike they are."""
     judges = Judges.of(studio.detector, studio.encoder, load_encoder(config.judge))
     sitters = []
-    for rows in list(people.people().values())[: config.samples.people]:
+    for rows in people.people().values():
+        if len(sitters) == config.samples.people:
+            break
         vectors = judges.mean_vectors([people.pictures[rows[0]]], aligned=config.aligned)
+        if vectors is None:  # nobody to see on this one
+            continue
         who = Identity.from_vector(vectors[0], studio.encoder.id)
         sitters.append(Sitter(prompt=config.samples.prompt, references=vectors, identity=who))
     return lambda step: draw_samples(
@@ -281,16 +286,17 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
                 optimization.backward(loss, said)
         said = optimization.update(len(batch.rows))
         optimization.record(said)
-        optimization.save_if_due()
         if samples is not None and (step + 1) % config.samples.every == 0:
             optimization.record(samples(step + 1), always=True)
+        optimization.save_if_due()  # last: what was not saved is done again, samples included
 
     if run is not None:
         adapter.clear()
         adapter.load_state_dict(averaged(adapter, optimization.result))
         (folder / FILE.parent).mkdir(exist_ok=True)
-        write_adapter(folder / FILE, adapter, card_of(config, studio.encoder.id, adapter.num_tokens),
-                      dtype=torch.float16)  # fmt: skip
+        assert pipe.adapter is not None
+        card = card_of(config, studio.encoder.id, adapter.num_tokens, pipe.adapter.card.licence)
+        write_adapter(folder / FILE, adapter, card, dtype=torch.float16)
         print(f"saved {folder / FILE}; try it: idgen generate --adapter {folder / FILE} --face PHOTO ...")
 
 

@@ -201,6 +201,7 @@ def prepare_samples(
     photos = [photo for photo in photos_of(config) if photo.name in used]
     judges = Judges.of(studio.detector, studio.encoder, load_encoder(config.judge))
     references = judges.mean_vectors(photos, aligned=config.aligned)
+    assert references is not None  # photos without a face are not among these
     sitters = [Sitter(prompt=prompt, references=references) for prompt in config.samples.prompts]
     shown = photos[0].open() if config.aligned else cut_pictures(photos[:1], studio)[0]
     return lambda step: draw_samples(
@@ -252,9 +253,9 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
                 optimization.backward(loss, said)
         said = optimization.update(len(batch.rows))
         optimization.record(said)
-        optimization.save_if_due()
         if run is not None and config.samples.every and (step + 1) % config.samples.every == 0:
             optimization.record(samples(step + 1), always=True)
+        optimization.save_if_due()  # last: what was not saved is done again, samples included
 
     if run is not None:
         write_lora(pipe.unet, config.lora, folder, weights=optimization.result)

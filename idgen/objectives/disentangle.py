@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -116,7 +117,7 @@ def background(config: BackgroundConfig) -> Term:
         faces, ask = _needed(step)
         rows = step.face_rows[step.face_mask[step.face_rows].amax(dim=(1, 2)) > 0]
         if not len(rows):
-            return Values(rows=rows, loss=step.model_output.new_zeros(0))
+            return _spread(step, rows, step.model_output.new_zeros(0))
         other = _somebody_else(faces, rows)
         assert faces.noise is not None
         assert faces.draw is not None
@@ -128,7 +129,7 @@ def background(config: BackgroundConfig) -> Term:
         )  # fmt: skip
         with_other = ask(id_embedding=vectors)
         face = step.face_mask[rows]
-        return Values(rows=rows, loss=background_loss(step.model_output[rows], with_other[rows], face))
+        return _spread(step, rows, background_loss(step.model_output[rows], with_other[rows], face))
 
     return on_background
 
@@ -139,9 +140,16 @@ def preservation(_config: PreservationConfig) -> Term:
     def on_rows(step: Step) -> Values:
         _, ask = _needed(step)
         rows = step.face_rows
-        return Values(rows=rows, loss=preservation_loss(step.model_output[rows], ask(id_scale=0.0)[rows]))
+        return _spread(step, rows, preservation_loss(step.model_output[rows], ask(id_scale=0.0)[rows]))
 
     return on_rows
+
+
+def _spread(step: Step, rows: Tensor, loss: Tensor) -> Values:
+    """Values of all instance rows, 0 in those that the term has nothing to say of."""
+    everyone = step.instance_rows
+    whole = loss.new_zeros(len(everyone)).index_put((torch.searchsorted(everyone, rows),), loss)
+    return Values(rows=everyone, loss=whole)
 
 
 def _needed(step: Step) -> tuple[FaceTargets, Callable[..., Tensor]]:

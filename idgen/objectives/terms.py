@@ -108,6 +108,11 @@ class Step:
         if self.reader is None or self.faces is None:
             raise ConfigError("a term on identity needs face vectors of the pictures and a reader of faces")
         rows = self.face_rows
+        if not len(rows):  # the identity was left out everywhere
+            nothing = self.noisy.new_zeros((0, 1), dtype=torch.float32)
+            return PredictedFaces(
+                id_embedding=nothing, rows=rows, is_detected=torch.zeros(0, dtype=torch.bool)
+            )
         x0 = self.schedule.x0(self.model_output[rows], self.noisy[rows], self.timesteps[rows])
         seen = self.reader.read(x0, self.faces.landmarks[rows])
         return PredictedFaces(
@@ -120,8 +125,10 @@ class Values:
     """What a term says.
 
     Attributes:
-        rows: (R,) rows of the batch that it is about; the mean is over these.
-        loss: (R,) with gradients; 0 where there is nothing to say, such as a face that is not found.
+        rows: (R,) rows of the batch that it is about; the mean is over these. As many in each equal part of a
+            batch: else the parts together would not be the whole.
+        loss: (R,) with gradients; 0 where there is nothing to say: a face that is not found, an identity that
+            was left out.
         said: further numbers for the log, detached.
     """
 
@@ -247,11 +254,12 @@ def prior(config: PriorConfig) -> Term:
 
 def _on_faces(step: Step, loss_of: Callable[[Tensor, Tensor, Tensor, FaceTargets], Tensor]) -> Values:
     """Values on the predicted faces, 0 in rows without one; how many those are, how alike the others."""
-    seen, targets, rows = step.predicted_faces, step.faces, step.face_rows
+    seen, targets, rows = step.predicted_faces, step.faces, step.instance_rows
     assert targets is not None
     loss = torch.zeros(len(rows), device=rows.device)
-    said = {"no_face": 1 - len(seen.rows) / max(1, len(rows)),
-            "face_detected": float(seen.is_detected.float().sum()) / max(1, len(rows))}  # fmt: skip
+    wanted = max(1, len(step.face_rows))
+    said = {"no_face": (len(step.face_rows) - len(seen.rows)) / wanted,
+            "face_detected": float(seen.is_detected.float().sum()) / wanted}  # fmt: skip
     if len(seen.rows):
         positive = targets.id_embedding[seen.rows]
         found = loss_of(seen.id_embedding, positive, seen.rows, targets)

@@ -56,11 +56,13 @@ class Judges:
         others = [judge] if judge.sha256 != encoder.sha256 else []
         return cls(detector=detector, encoders=[encoder, *others])
 
-    def mean_vectors(self, photos: Sequence[Picture], *, aligned: bool) -> list[np.ndarray]:
-        """The person on these photos as each encoder sees them: (D,) of unit length."""
+    def mean_vectors(self, photos: Sequence[Picture], *, aligned: bool) -> list[np.ndarray] | None:
+        """The person on these photos as each encoder sees them: (D,) of unit length; None without a face."""
         gallery = embed_pictures(
             photos, self.detector, self.encoders, aligned=aligned, label="looking for the judge"
         )
+        if not gallery.found.any():
+            return None
         means = [gallery.vectors[encoder.id][gallery.found].mean(axis=0) for encoder in self.encoders]
         return [mean / np.linalg.norm(mean) for mean in means]
 
