@@ -26,7 +26,8 @@ from tqdm import tqdm
 from idgen import mini
 from idgen.config import Parser
 from idgen.data.images import FaceTable, load_faces, split_people
-from idgen.data.pictures import MANIFEST
+from idgen.data.manifest import write_manifest
+from idgen.data.prompts import prompts_for
 from idgen.encoders.base import FaceEncoder
 from idgen.encoders.card import read_encoder_card
 from idgen.errors import ConfigError, RunFolderError
@@ -39,18 +40,7 @@ from idgen.runs import file_sha256
 from idgen.storage import replacing, write_json
 from idgen.synth.identities import load_people, separated_people
 
-PROMPTS = (
-    "a photo of a person",
-    "a portrait of a person, smiling",
-    "a person, serious, looking straight ahead",
-    "a photo of a person, looking to the left",
-    "a photo of a person, looking to the right",
-    "a close portrait of a person, white background",
-    "a picture of a person, on a black background",
-    "a portrait of a person in bright light",
-    "a person, with a smile, blue background",
-    "a photo of a person, not smiling, grey background",
-)
+PROMPTS = prompts_for("a person")
 SETTINGS = "draw.json"
 STRICT = "1e-4"  # false match rate beyond which a new face may be somebody's
 PIECE = 256  # photos that are looked at at once
@@ -162,16 +152,6 @@ def write_sheet(folder: Path, rows: list[dict[str, Any]], count: int) -> None:
             tiles.append(Tile(image=image.convert("RGB"), title=row["identity"]))
     with replacing(folder / "sheet.png") as file:
         contact_sheet(tiles, columns=count if count > 4 else 2 * count, tile_px=SHEET_PX).save(file, "PNG")
-
-
-def write_manifest(folder: Path, rows: list[dict[str, Any]], encoder_ids: Sequence[str]) -> None:
-    """The table that `idgen evaluate` reads."""
-    import pyarrow
-    import pyarrow.parquet
-
-    kept = {"idgen": json.dumps({"encoder_ids": list(encoder_ids)})}
-    with replacing(folder / MANIFEST) as file:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows).replace_schema_metadata(kept), file)
 
 
 def keep_settings(options: argparse.Namespace, encoder_id: str) -> None:

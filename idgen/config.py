@@ -213,3 +213,16 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """``512`` or ``512x768`` -> width and height in pixels.
+
+    Raises:
+        ConfigError: if it is no such text, or no multiple of 8 pixels, which the autoencoders need.
+    """
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if min(width, height) < 8 or width % 8 or height % 8:
+        raise ConfigError(f"--size must be WIDTH or WIDTHxHEIGHT in multiples of 8 pixels, got {text!r}")
+    return width, height

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from idgen import __version__
-from idgen.config import Parser, from_mapping, read_yaml
+from idgen.config import Parser, from_mapping, read_size, read_yaml
 from idgen.errors import ConfigError, ImageError
 from idgen.runs import PictureRun, file_sha256, model_sha256, read_record, short_hash
+from idgen.startup import quick_imports
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,15 +88,6 @@ def _check(option: str, value: float | None, low: float, high: float) -> None:
         raise ConfigError(f"{option} must be between {low:g} and {high:g}, got {value:g}")
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """``512`` or ``512x768`` -> width and height in pixels."""
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
-    width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if min(width, height) < 8 or width % 8 or height % 8:
-        raise ConfigError(f"--size must be WIDTH or WIDTHxHEIGHT in multiples of 8 pixels, got {text!r}")
-    return width, height
-
-
 # Option, type, what stands for its value in --help, help with the default.
 OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--prompt", str, "TEXT", "what the pictures show"),
@@ -142,7 +134,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command, make the pictures, say where they are."""
     config = read_command(argv)
     check_files(config)
-    from idgen.opening import choose_device, hide_loading_bars, model_folder, open_kit, open_model  # seconds
+    with quick_imports():
+        from idgen.opening import (
+            choose_device,
+            hide_loading_bars,
+            model_folder,
+            open_kit,
+            open_model,
+        )  # seconds
 
     hide_loading_bars()
     device = choose_device(config.device)
