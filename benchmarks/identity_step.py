@@ -11,28 +11,30 @@ are timed in turn, repeat after repeat; the median counts.
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
 from idgen.config import Parser
 from idgen.diffusion.denoiser import Denoiser, encode_texts
 from idgen.diffusion.latents import Latents, decode_latents, encode_latents
 from idgen.diffusion.prediction import NoiseSchedule
+from idgen.diffusion.tiny_decoder import load_decoder
 from idgen.encoders.arcface import load_encoder
 from idgen.faces.align import ARCFACE_TEMPLATE
 from idgen.faces.detect import load_detector
 from idgen.faces.scrfd import ScrfdDetector
-from idgen.mini import FACES
+from idgen.mini import DECODER, FACES
 from idgen.objectives.config import TermsConfig, build_terms
 from idgen.objectives.faces import FaceReader, aligned_crops
 from idgen.objectives.terms import DenoisingConfig, PriorConfig, TripletConfig, weighed
 from idgen.pipeline import IDPipeline
 from idgen.pixels import to_array, to_pil
-from idgen.tuning.corpus import Corpus, plan_batch, run_step
+from idgen.tuning.corpus import Corpus, Probes, plan_batch, run_step
 from idgen.tuning.lora import LoraSettings, add_lora
 
 PROMPTS = ("photo of sks person", "photo of a person")
@@ -58,21 +60,29 @@ def build(pipe: IDPipeline, images: Tensor) -> Corpus:
     )  # fmt: skip
 
 
-def our_step(pipe: IDPipeline, corpus: Corpus, batch: int) -> Callable[[int], None]:
+def reader_of(pipe: IDPipeline, decoder: str) -> FaceReader:
+    """What sees the faces in idgen's steps; ``decoder`` is "full" or "mini"."""
+    return FaceReader(
+        vae=pipe.vae if decoder == "full" else load_decoder(DECODER),
+        encoder=load_encoder("mini").torch_encoder().requires_grad_(False),
+        detector=ScrfdDetector(FACES / "det_mini.onnx").fitted(SIDE),
+    )
+
+
+def our_step(pipe: IDPipeline, corpus: Corpus, batch: int, decoder: str) -> Callable[[int], None]:
     """A step of idgen on ``batch`` photos and as many prior pictures."""
     terms = build_terms(
         TermsConfig(denoising=DenoisingConfig(), prior=PriorConfig(), triplet=TripletConfig())
     )
     schedule = NoiseSchedule.of(pipe.scheduler)
-    encoder = load_encoder("mini").torch_encoder().requires_grad_(False)
-    reader = FaceReader(
-        vae=pipe.vae, encoder=encoder, detector=ScrfdDetector(FACES / "det_mini.onnx").fitted(SIDE)
-    )
+    reader = reader_of(pipe, decoder)
     denoiser = Denoiser(unet=pipe.unet, texts=encode_texts(pipe, PROMPTS), size_px=SIDE)
 
     def step(number: int) -> None:
         plan = plan_batch(corpus, schedule, size=batch, prior_size=batch, step=number, seed=0)
-        seen = run_step(corpus, plan, denoiser, schedule, reader=reader, device=torch.device("cpu"))
+        seen = run_step(
+            corpus, plan, denoiser, schedule, device=torch.device("cpu"), probes=Probes(reader=reader)
+        )
         weighed(terms, seen, number)[0].backward()
 
     return step
@@ -114,6 +124,31 @@ def their_step(pipe: IDPipeline, corpus: Corpus, images: Tensor, found: list[boo
     return step
 
 
+def gradient_agreement(pipe: IDPipeline, corpus: Corpus) -> list[float]:
+    """Cosine of the similarity's gradients through the small decoder and through the full one, for each row.
+
+    By the predicted latents of all photos, at timesteps from 0 to 0.9 T in equal steps.
+    """
+    schedule = NoiseSchedule.of(pipe.scheduler)
+    texts = encode_texts(pipe, PROMPTS)
+    rows = torch.arange(NUM_PICTURES)
+    at = torch.linspace(0, 0.9 * schedule.num_timesteps, NUM_PICTURES).long()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((NUM_PICTURES, *corpus.latents.mean.shape[1:]), generator=generator)
+    noisy = schedule.add_noise(corpus.latents.mean[rows].float(), noise, at)
+    with torch.no_grad():
+        said = pipe.unet(noisy, at, encoder_hidden_states=texts.hidden[:1].expand(len(rows), -1, -1)).sample
+    gradients = []
+    for decoder in ("full", "mini"):
+        x0 = schedule.x0(said, noisy, at).requires_grad_()
+        reader = replace(reader_of(pipe, decoder), detector=None)
+        seen = reader.read(x0, corpus.landmarks[rows])
+        (seen.id_embedding * corpus.id_embedding[rows]).sum().backward()
+        assert x0.grad is not None
+        gradients.append(x0.grad.flatten(1))
+    return cosine_similarity(*gradients, dim=1).tolist()
+
+
 def kept_bytes(step: Callable[[], None]) -> int:
     """What autograd keeps for the backward pass, each storage once."""
     kept: dict[int, int] = {}
@@ -133,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8, help="photos in a step of idgen (8)")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--decoder", choices=("full", "mini"), default="full", help="of idgen's steps (full)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     pipe = IDPipeline.from_pretrained("mini")
@@ -144,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     corpus = build(pipe, images)
     add_lora(pipe.unet, LoraSettings(), seed=0)
     found: list[bool] = []
-    ours, theirs = our_step(pipe, corpus, options.batch), their_step(pipe, corpus, images, found)
-    one = our_step(pipe, corpus, 1)
+    ours = our_step(pipe, corpus, options.batch, options.decoder)
+    theirs, one = their_step(pipe, corpus, images, found), our_step(pipe, corpus, 1, options.decoder)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for repeat in range(options.repeats + 1):
         start = time.perf_counter()
@@ -169,6 +205,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     said = [f"{name} {size / 2**20:.1f} MiB" for name, size in memory.items()]
     print(f"kept at most for the backward pass of 1 + 1 pictures: {', '.join(said)}")
+    if options.decoder != "full":
+        agreement = gradient_agreement(pipe, corpus)
+        print(
+            "cosine of the similarity's gradients, small decoder and full: mean "
+            f"{statistics.mean(agreement):.3f}, lowest {min(agreement):.3f} of {len(agreement)} rows"
+        )
     return 0
 
 

@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from idgen.cli import programs_root
 from idgen.config import Parser
 from idgen.data.images import FaceTable, load_faces, split_people
 from idgen.data.manifest import write_manifest
@@ -39,6 +38,7 @@ from idgen.tuning.lora import WEIGHTS_NAME
 from idgen.tuning.prior import prior_pictures
 
 SETTINGS = "personal.json"
+CONFIGS = Path(__file__).parents[1] / "train" / "configs"
 SUBJECT, CLASS_PROMPT = "sks person", "photo of a person"
 UNSEEN, TRAIN = "unseen", "photos"
 
@@ -66,7 +66,7 @@ def read_methods(named: Sequence[str]) -> dict[str, Path]:
     methods: dict[str, Path] = {}
     for text in named:
         name, _, file = text.partition("=")
-        path = Path(file) if file else programs_root() / "train" / "configs" / f"{name}.yaml"
+        path = Path(file) if file else CONFIGS / f"{name}.yaml"
         if not path.is_file():
             raise ConfigError(f"--method {text}: there is no file {path}")
         if name in methods or name in (UNSEEN, TRAIN, "runs", "prior"):
@@ -140,7 +140,8 @@ def draw(pipe: IDPipeline | IDPipelineXL, job: Job, options: argparse.Namespace)
     if kept.exists():
         return json.loads(kept.read_text())
     prompts = prompts_for(SUBJECT)
-    said = [prompts[i % len(prompts)] for i in range(options.count)]
+    first = job.seed * options.count  # each seed goes on with the prompts where the one before it ended
+    said = [prompts[(first + i) % len(prompts)] for i in range(options.count)]
     seeds = [options.seed + 1000 * job.seed + i for i in range(options.count)]
     pipe.load_lora_weights(str(job.folder(options.out)))
     images = []
@@ -190,7 +191,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=10)
     parser.add_argument("--photos", type=int, default=10, help="a person needs as many at least (10)")
     parser.add_argument("--seeds", type=int, default=3, help="LoRAs of each person and method (3)")
-    parser.add_argument("--count", type=int, default=10, help="pictures of each LoRA (10)")
+    parser.add_argument("--count", type=int, default=6, help="pictures of each LoRA (6)")
     parser.add_argument("--prior", type=int, default=100, help="prior pictures, drawn once (100)")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--encoder", default="mini", help="whose vectors the terms compare")

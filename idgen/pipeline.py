@@ -32,6 +32,7 @@ from idgen.adapters.conditioning import conditioned
 from idgen.adapters.guidance import guided_apart
 from idgen.adapters.install import install_adapter, remove_adapter
 from idgen.adapters.rows import Person, identity_rows
+from idgen.adapters.stages import StageTokens, read_stage_tokens, staged
 from idgen.config import from_mapping, nearest
 from idgen.diffusion.schedule import IDSchedule
 from idgen.errors import ConfigError, ModelNotFoundError, WeightsError
@@ -62,6 +63,7 @@ class IdentityMixin(DiffusionPipeline):
 
     model_defaults: ClassVar[Defaults] = Defaults()
     _adapter: AdapterFile | None = None
+    _stage_tokens: StageTokens | None = None
     _defaults: Defaults | None = None
 
     @property
@@ -151,6 +153,27 @@ class IdentityMixin(DiffusionPipeline):
         remove_adapter(self.unet)
         self._adapter = None
 
+    def load_stage_tokens(self, path: str | Path | StageTokens) -> StageTokens:
+        """Put a person's identity tokens beside every prompt, in place of those before.
+
+        Args:
+            path: the file, the folder of the training that wrote it, or the tokens while they train.
+
+        Raises:
+            ModelNotFoundError: if there is no such file.
+            WeightsError: if it is damaged or does not fit this model; what was there before stays.
+        """
+        tokens = path if isinstance(path, StageTokens) else read_stage_tokens(path)
+        tokens.check_fit(
+            self.unet.config["cross_attention_dim"], self.scheduler.config["num_train_timesteps"]
+        )
+        self._stage_tokens = tokens
+        return tokens
+
+    def unload_stage_tokens(self) -> None:
+        """Take them away; the model is bit for bit what it was."""
+        self._stage_tokens = None
+
     @torch.no_grad()
     def __call__(
         self,
@@ -212,7 +235,10 @@ class IdentityMixin(DiffusionPipeline):
         if id_guidance_scale is not None:
             apart = share_of_guidance(id_guidance_scale, call.settings["guidance_scale"])
         lora_strength = finite(lora_scale, "lora_scale")
-        with self._conditioned(call.persons, schedule, lora_strength, call.num_images, apart):
+        with (
+            staged(self.unet, self._stage_tokens, call.num_rows * call.num_images),  # before rows are added
+            self._conditioned(call.persons, schedule, lora_strength, call.num_images, apart),
+        ):
             return super().__call__(**call.settings)  # pyright: ignore[reportAttributeAccessIssue]
 
     @contextmanager

@@ -63,3 +63,13 @@ def write_json(path: str | Path, values: Any) -> None:  # noqa: ANN401 - plain d
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def sorted_header(data: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors shuffles it, and so changes the hash."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]

@@ -18,9 +18,9 @@ PROGRAMS = [
 # A room (a module or folder of idgen) may import rooms of its own step and of those above it in this list.
 STEPS = [
     {"errors", "registry", "config", "pixels", "storage"},
-    {"identity", "faces", "data", "metrics", "provenance", "mini", "runs", "training"},
+    {"identity", "faces", "data", "metrics", "provenance", "mini", "runs", "startup", "training"},
     {"encoders"},
-    {"adapters", "diffusion", "report", "reference", "portraits"},
+    {"adapters", "diffusion", "preference", "report", "reference", "portraits"},
     {"objectives", "recognition"},
     {"pipeline"},
     {"synth", "opening", "tuning"},

@@ -1,6 +1,5 @@
 """`idgen train adapter`, run as a user runs it, on tiny models of the real kinds and a few people."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from generating import World, astronaut, build_world
-from PIL import ImageOps
+from generating import World, build_world
+from training_runs import adapter_command, add_people, check_every_weight_trains, log_of
 from transformers import CLIPTokenizer
 
 from idgen.adapters.checkpoint import read_adapter
@@ -20,7 +19,6 @@ from idgen.errors import ConfigError
 from idgen.identity import Identity
 from idgen.pipeline import IDPipeline
 
-CONFIG = Path(__file__).parents[1] / "train" / "configs" / "ip_adapter_faceid.yaml"
 FILE = Path("adapter") / "faceid.safetensors"
 
 
@@ -28,58 +26,23 @@ FILE = Path("adapter") / "faceid.safetensors"
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: CLIPTokenizer) -> World:
     """Models, encoders, and a folder of four people: one real, three who do not exist."""
     world = build_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
-    face = astronaut().crop((100, 0, 400, 300))
-    faces = {"anna": [face, ImageOps.mirror(face), face.rotate(8)]}
-    pipe = IDPipeline.from_pretrained("mini")
-    pipe.set_progress_bar_config(disable=True)
-    assert pipe.adapter is not None
-    for name in ("bert", "carl", "dora"):
-        vector = np.random.default_rng(ord(name[0])).standard_normal(128).astype(np.float32)
-        who = Identity.from_vector(vector / np.linalg.norm(vector), pipe.adapter.card.encoder)
-        faces[name] = pipe(["a photo of a person"] * 2, identity=who, seed=[0, 1]).images
-    for name, views in faces.items():
-        (world.root / "people" / name).mkdir(parents=True)
-        for i, view in enumerate(views):
-            view.resize((192, 192)).save(world.root / "people" / name / f"{i}.png")
+    add_people(world)
     return world
 
 
-def words(world: World, out: Path, *settings: str, model: str = "sd") -> list[str]:
-    """A whole command of three small steps, unless ``settings`` say otherwise."""
-    small = {
-        "optimizer.steps": "3", "optimizer.checkpoint_every": "1", "optimizer.log_every": "1",
-        "optimizer.batch_size": "4", "encoder": str(world.encoder), "judge": str(world.judge),
-        "framing": "aligned", "samples.every": "0", "detect_in_prediction": "false", "held_out": "0.25",
-    }  # fmt: skip
-    given = dict(setting.split("=", 1) for setting in settings)
-    assigned = [word for name, value in {**small, **given}.items() for word in ("--set", f"{name}={value}")]
-    return ["train", "adapter", "--config", str(CONFIG), "--faces", str(world.root / "people"),
-            "--model", str(world.root / model), "--out", str(out), *assigned]  # fmt: skip
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("model", ["sd", "sd2", "sdxl"])
-@pytest.mark.parametrize("term", [None, "cosine", "triplet", "background", "preservation"])
-def test_every_weight_of_the_file_trains(world: World, tmp_path: Path, model: str, term: str | None) -> None:
-    extra = [f"terms.{term}.weight=1.0", "drop.both=0.0", "drop.identity=0.0"] if term else []
-    assert main(words(world, tmp_path / "run", *extra, model=model)) == 0
+@pytest.mark.parametrize("term", ["cosine", "triplet", "background", "preservation"])
+def test_every_weight_of_the_file_trains(world: World, tmp_path: Path, model: str, term: str) -> None:
+    extra = (f"terms.{term}.weight=1.0", "drop.both=0.0", "drop.identity=0.0")
+    assert main(adapter_command(world, tmp_path / "run", *extra, model=model)) == 0
     for line in log_of(tmp_path / "run"):
-        for name in ("denoising", *([term] if term else [])):
+        for name in ("denoising", term):
             assert 0 < line[name] < math.inf, (name, line)
-    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
-    moments = state["optimizer"]["state"]
-    assert len(moments) == len(state["weights"])
-    assert any(name.endswith("to_v_ip.weight") for name in state["weights"])
-    for name, number in zip(state["weights"], moments, strict=True):
-        mean = moments[number]["exp_avg"]
-        assert bool(mean.isfinite().all() & mean.any()), name
+    assert any(name.endswith("to_v_ip.weight") for name in check_every_weight_trains(tmp_path / "run"))
 
 
 def test_the_adapter_opens_in_plain_diffusers_and_draws_the_same(world: World, tmp_path: Path) -> None:
-    assert main(words(world, tmp_path / "run", "optimizer.learning_rate=0.01")) == 0
+    assert main(adapter_command(world, tmp_path / "run", "optimizer.learning_rate=0.01")) == 0
     file = read_adapter(tmp_path / "run" / FILE)
     assert file.card.encoder == load_encoder(str(world.encoder)).id
     assert "train/adapter.py, 3 steps of 4: denoising" in file.card.training_run
@@ -108,7 +71,7 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(
 
     settings = ("optimizer.ema_decay=0.9", "optimizer.steps=5", "terms.triplet.weight=1.0",
                 "optimizer.checkpoint_every=2")  # fmt: skip
-    assert main(words(world, tmp_path / "whole", *settings)) == 0
+    assert main(adapter_command(world, tmp_path / "whole", *settings)) == 0
     keep = optimize.Optimization.record
 
     def stop_at_3(self: optimize.Optimization, said: dict[str, float], **how: bool) -> None:
@@ -118,8 +81,8 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(optimize.Optimization, "record", stop_at_3)
-        assert main(words(world, tmp_path / "stopped", *settings)) == 130
-    assert main(words(world, tmp_path / "stopped", *settings)) == 0
+        assert main(adapter_command(world, tmp_path / "stopped", *settings)) == 130
+    assert main(adapter_command(world, tmp_path / "stopped", *settings)) == 0
     assert [line["step"] for line in log_of(tmp_path / "stopped")] == [1, 2, 3, 4, 5]
     assert (tmp_path / "whole" / FILE).read_bytes() == (tmp_path / "stopped" / FILE).read_bytes()
 
@@ -130,15 +93,15 @@ def test_pieces_do_not_change_the_loss(world: World, tmp_path: Path) -> None:
         "terms.triplet.weight=1.0", "terms.triplet.mining=semi-hard", "terms.background.weight=1.0",
         "terms.preservation.weight=1.0", "drop.both=0.3", "optimizer.steps=6",
     )  # fmt: skip
-    assert main(words(world, tmp_path / "one", *settings)) == 0
-    assert main(words(world, tmp_path / "pieces", *settings, "optimizer.accumulation=4")) == 0
+    assert main(adapter_command(world, tmp_path / "one", *settings)) == 0
+    assert main(adapter_command(world, tmp_path / "pieces", *settings, "optimizer.accumulation=4")) == 0
     for a, b in zip(log_of(tmp_path / "one"), log_of(tmp_path / "pieces"), strict=True):
         for name in ("loss", "denoising", "triplet", "background", "preservation"):
             assert a[name] == pytest.approx(b[name], abs=2e-5), name
 
 
 def test_people_set_aside_are_drawn_and_judged(world: World, tmp_path: Path) -> None:
-    command = words(world, tmp_path / "run", "samples.every=3", "judge=judge", "encoder=mini")
+    command = adapter_command(world, tmp_path / "run", "samples.every=3", "judge=judge", "encoder=mini")
     assert main(command) == 0
     assert (tmp_path / "run" / "samples" / "step-000003.png").exists()
     (drawn,) = [line for line in log_of(tmp_path / "run") if "face_found" in line]
@@ -149,11 +112,11 @@ def test_mini_goes_on_from_its_own_adapter(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("start=auto", "optimizer.steps=1", "framing=auto", "encoder=mini")
-    assert main([*words(world, tmp_path / "run", *settings), "--model", "mini"]) == 0
+    assert main([*adapter_command(world, tmp_path / "run", *settings), "--model", "mini"]) == 0
     made = read_adapter(tmp_path / "run" / FILE)
     assert made.adapter.num_tokens == 16
     assert made.card.licence == "research-only"  # as what it began with
-    other = words(world, tmp_path / "other", *settings[:3], f"encoder={world.encoder}")
+    other = adapter_command(world, tmp_path / "other", *settings[:3], f"encoder={world.encoder}")
     refuse(capsys, [*other, "--model", "mini"], "reads face vectors of mini")
 
 
@@ -179,7 +142,7 @@ def refuse(capsys: pytest.CaptureFixture[str], command: list[str], *said: str) -
 def test_settings_that_cannot_be(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, said: str
 ) -> None:
-    refuse(capsys, words(world, tmp_path / "run", setting), said)
+    refuse(capsys, adapter_command(world, tmp_path / "run", setting), said)
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
@@ -187,13 +150,13 @@ def test_an_adapter_for_another_model_is_refused(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setting = f"start={world.root / 'sd2.safetensors'}"
-    refuse(capsys, words(world, tmp_path / "run", setting), "16", "32")
+    refuse(capsys, adapter_command(world, tmp_path / "run", setting), "16", "32")
 
 
 def test_a_dry_run_says_what_it_would_do(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*words(world, tmp_path / "run", "terms.cosine.weight=1"), "--dry-run"]) == 0
+    assert main([*adapter_command(world, tmp_path / "run", "terms.cosine.weight=1"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "pictures of 3 people, 1 people set aside" in said
     assert "2 people with 2 pictures at 16 pixels; terms: denoising, cosine" in said

@@ -1,7 +1,5 @@
 """`idgen train lora`, run as a user runs it, on tiny models of the real kinds and photos of one person."""
 
-import json
-import math
 import os
 import shutil
 import signal
@@ -14,88 +12,26 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from generating import World, astronaut, build_world
-from PIL import Image, ImageOps
+from generating import World, build_world
+from PIL import Image
 from safetensors.torch import load_file
+from training_runs import add_one_person, log_of, lora_command
 from transformers import CLIPTokenizer
 
 from idgen.cli import main
-from idgen.identity import Identity
-from idgen.pipeline import IDPipeline
 from idgen.tuning.lora import KOHYA_NAME, WEIGHTS_NAME
-
-CONFIGS = Path(__file__).parents[1] / "train" / "configs"
-PRESETS = ("dreambooth", "portraitbooth", "id_booth")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: CLIPTokenizer) -> World:
     """Models, encoders, four photos of one person, four pictures of somebody who does not exist."""
     world = build_world(tmp_path_factory.mktemp("world"), tiny_tokenizer)
-    photos, others = world.root / "photos", world.root / "others"
-    photos.mkdir()
-    others.mkdir()
-    face = astronaut().crop((100, 0, 400, 300))
-    views = {"a": face, "b": ImageOps.mirror(face), "c": face.rotate(8), "d": ImageOps.autocontrast(face)}
-    for name, view in views.items():
-        view.save(photos / f"{name}.png")
-    for i, image in enumerate(pictures_of_nobody(4)):
-        image.save(others / f"n{i}.png")
+    add_one_person(world)
     return world
 
 
-def pictures_of_nobody(count: int) -> list[Image.Image]:
-    """Drawn by mini from a vector at random: the same new face each time."""
-    pipe = IDPipeline.from_pretrained("mini")
-    pipe.set_progress_bar_config(disable=True)
-    assert pipe.adapter is not None
-    vector = np.random.default_rng(3).standard_normal(128).astype(np.float32)
-    who = Identity.from_vector(vector / np.linalg.norm(vector), pipe.adapter.card.encoder)
-    images = pipe(["a photo of a man"] * count, identity=who, seed=list(range(count))).images
-    return [image.resize((256, 256)) for image in images]
-
-
-def words(world: World, out: Path, *settings: str, model: str = "sd", preset: str = "id_booth") -> list[str]:
-    """A whole command of three small steps, unless ``settings`` say otherwise."""
-    small = {
-        "optimizer.steps": "3", "optimizer.checkpoint_every": "1", "optimizer.log_every": "1",
-        "prior.count": "2", "prior.folder": str(world.root / "others"),
-        "encoder": str(world.encoder), "judge": str(world.judge), "framing": "aligned", "samples.every": "0",
-        "detect_in_prediction": "false",
-    }  # fmt: skip
-    given = dict(setting.split("=", 1) for setting in settings)
-    assigned = [word for name, value in {**small, **given}.items() for word in ("--set", f"{name}={value}")]
-    photos = str(world.root / "photos")
-    return ["train", "lora", "--config", str(CONFIGS / f"{preset}.yaml"), "--photos", photos, "--model",
-            str(world.root / model), "--out", str(out), *assigned]  # fmt: skip
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.parametrize("model", ["sd", "sd2", "sdxl"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_trains_every_weight_it_names(
-    world: World, tmp_path: Path, model: str, preset: str
-) -> None:
-    assert main(words(world, tmp_path / "run", model=model, preset=preset)) == 0
-    log = log_of(tmp_path / "run")
-    assert [line["step"] for line in log] == [1, 2, 3]
-    terms = {"dreambooth": [], "portraitbooth": ["cosine"], "id_booth": ["triplet"]}[preset]
-    for line in log:
-        for term in ("denoising", "prior", *terms):
-            assert 0 < line[term] < math.inf, (term, line)
-    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
-    moments = state["optimizer"]["state"]
-    assert len(moments) == len(state["weights"]) > 0
-    for name, number in zip(state["weights"], moments, strict=True):
-        mean = moments[number]["exp_avg"]  # of the gradients so far
-        assert bool(mean.isfinite().all() & mean.any()), name
-
-
 def test_both_files_open_in_plain_diffusers_and_say_the_same(world: World, tmp_path: Path) -> None:
-    command = words(world, tmp_path / "run", "optimizer.learning_rate=0.05", "lora.alpha=2.0")
+    command = lora_command(world, tmp_path / "run", "optimizer.learning_rate=0.05", "lora.alpha=2.0")
     assert main(command) == 0
     pictures = {}
     for name in ("none", WEIGHTS_NAME, KOHYA_NAME):
@@ -114,8 +50,8 @@ def test_both_files_open_in_plain_diffusers_and_say_the_same(world: World, tmp_p
 def test_a_run_that_goes_on_equals_one_that_never_stopped(world: World, tmp_path: Path) -> None:
     """Killed with SIGKILL after its second step, in a process of its own with as many threads as this one."""
     settings = ("optimizer.steps=16", "optimizer.ema_decay=0.9", "optimizer.checkpoint_every=2")
-    assert main(words(world, tmp_path / "whole", *settings)) == 0
-    command = words(world, tmp_path / "killed", *settings)
+    assert main(lora_command(world, tmp_path / "whole", *settings)) == 0
+    command = lora_command(world, tmp_path / "killed", *settings)
     process = subprocess.Popen(
         [sys.executable, "-m", "idgen", *command],
         stdout=subprocess.DEVNULL,
@@ -137,10 +73,10 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(world: World, tmp_path
 def test_pieces_and_processes_do_not_change_the_loss(world: World, tmp_path: Path) -> None:
     """One process, one process in two pieces, two processes: the same global batch, the same loss."""
     settings = ("optimizer.batch_size=2", "optimizer.prior_batch_size=2", "terms.triplet.mining=hard")
-    assert main(words(world, tmp_path / "one", *settings)) == 0
-    assert main(words(world, tmp_path / "pieces", *settings, "optimizer.accumulation=2")) == 0
+    assert main(lora_command(world, tmp_path / "one", *settings)) == 0
+    assert main(lora_command(world, tmp_path / "pieces", *settings, "optimizer.accumulation=2")) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "idgen", *words(world, tmp_path / "two", *settings)]  # fmt: skip
+               "-m", "idgen", *lora_command(world, tmp_path / "two", *settings)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -152,7 +88,7 @@ def test_pieces_and_processes_do_not_change_the_loss(world: World, tmp_path: Pat
 
 
 def test_samples_are_drawn_and_judged(world: World, tmp_path: Path) -> None:
-    command = words(world, tmp_path / "run", "samples.every=2", "samples.prompts=[a face, a dog]",
+    command = lora_command(world, tmp_path / "run", "samples.every=2", "samples.prompts=[a face, a dog]",
                     "judge=judge", "encoder=mini", "detect_in_prediction=true")  # fmt: skip
     assert main(command) == 0
     with Image.open(tmp_path / "run" / "samples" / "step-000002.png") as sheet:
@@ -166,7 +102,7 @@ def test_samples_are_drawn_and_judged(world: World, tmp_path: Path) -> None:
 def test_a_dry_run_says_what_it_would_do(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*words(world, tmp_path / "run"), "--dry-run"]) == 0
+    assert main([*lora_command(world, tmp_path / "run"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "4 photos, 3 steps of 1 photos and 1 prior pictures at 16 pixels" in said
     assert "MiB of memory (weights" in said
@@ -186,7 +122,7 @@ def swap_photos(command: list[str], folder: Path) -> list[str]:
 
 
 def test_photos_that_cannot_be_used(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = words(world, tmp_path / "run", "encoder=mini")
+    command = lora_command(world, tmp_path / "run", "encoder=mini")
     folder = tmp_path / "photos"
     folder.mkdir()
     refuse(capsys, swap_photos(command, folder), "holds no picture")
@@ -229,36 +165,45 @@ def test_photos_that_cannot_be_used(world: World, tmp_path: Path, capsys: pytest
         ("optimizer.learning_rate=0", ["learning_rate"]),
         ("model=nowhere", ["no model 'nowhere'"]),
         ("prior.count=9", ["holds 4 prior pictures, 9 are wanted"]),
+        ("terms.attention.weight=1", ["there are none: set stages"]),
+        ("lora=null", ["nothing would train"]),
+        ("stages.words=dog", ["the words 'dog' are not in the first"]),
+        ("start=nowhere", ["no LoRA to begin with", "nowhere"]),
+        ("terms.identity_reward.time_power=1.0", ["a reward judges finished pictures"]),
+        ("rollout.grad_steps=0", ["rollout.grad_steps from 1"]),
+        ("decoder=mini", ["is not for this model", "set decoder to full"]),
+        ("decoder=nowhere", ["no small decoder", "nowhere"]),
     ],
 )
 def test_settings_that_cannot_be(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, said: list[str]
 ) -> None:
-    refuse(capsys, words(world, tmp_path / "run", setting), *said)
+    refuse(capsys, lora_command(world, tmp_path / "run", setting), *said)
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
 def test_a_run_of_another_configuration_stays_as_it_is(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words(world, tmp_path / "run")) == 0
+    assert main(lora_command(world, tmp_path / "run")) == 0
     before = (tmp_path / "run" / WEIGHTS_NAME).read_bytes()
-    refuse(capsys, words(world, tmp_path / "run", "seed=1"), "holds a run with other settings")
+    refuse(capsys, lora_command(world, tmp_path / "run", "seed=1"), "holds a run with other settings")
     assert (tmp_path / "run" / WEIGHTS_NAME).read_bytes() == before
 
 
 def test_a_loss_that_is_no_number_stops_the_run(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = words(world, tmp_path / "run", "optimizer.learning_rate=1e30", "optimizer.weight_decay=0.0",
-                    "optimizer.steps=9", "optimizer.schedule=constant")  # fmt: skip
+    command = lora_command(world, tmp_path / "run", "optimizer.learning_rate=1e30",
+                           "optimizer.weight_decay=0.0", "optimizer.steps=9",
+                           "optimizer.schedule=constant")  # fmt: skip
     refuse(capsys, command, "is not finite", "denoising", "are kept")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["weights"].values())
 
 
 def test_a_weight_of_0_changes_nothing(world: World, tmp_path: Path) -> None:
-    assert main(words(world, tmp_path / "without", preset="dreambooth")) == 0
-    assert main(words(world, tmp_path / "zero", "terms.triplet.weight=0", preset="dreambooth")) == 0
+    assert main(lora_command(world, tmp_path / "without", preset="dreambooth")) == 0
+    assert main(lora_command(world, tmp_path / "zero", "terms.triplet.weight=0", preset="dreambooth")) == 0
     without, zero = (load_file(tmp_path / name / WEIGHTS_NAME) for name in ("without", "zero"))
     assert all(torch.equal(without[name], zero[name]) for name in without)

@@ -27,13 +27,15 @@ from idgen.data.captions import caption, read_attributes
 from idgen.data.images import split_names
 from idgen.data.pictures import Picture, PictureSet, read_pictures
 from idgen.data.sampler import PersonSampler
-from idgen.diffusion.denoiser import Denoiser, TextStates, encode_texts, picture_px
+from idgen.diffusion.denoiser import Denoiser, picture_px
 from idgen.diffusion.prediction import NoiseSchedule
+from idgen.diffusion.rollout import RolloutConfig
 from idgen.encoders.arcface import load_encoder
 from idgen.encoders.gallery import PORTRAIT_PX
 from idgen.errors import ConfigError
 from idgen.identity import Identity
 from idgen.objectives.config import TermsConfig, build_terms
+from idgen.objectives.editing import EditingConfig, text_layers
 from idgen.objectives.terms import DenoisingConfig, weighed
 from idgen.opening import hide_loading_bars, model_folder
 from idgen.pipeline import IDPipeline, IDPipelineXL, open_pipeline
@@ -46,7 +48,8 @@ from idgen.tuning.adapter import (
     conditions_of,
     plan_adapter_batch,
 )  # fmt: skip
-from idgen.tuning.corpus import Corpus, check_divisible, join, part_of, run_step
+from idgen.tuning.captions import Captions
+from idgen.tuning.corpus import Corpus, Probes, check_divisible, join, part_of, run_step
 from idgen.tuning.memory import MemoryPlan, trained_bytes, weight_bytes
 from idgen.tuning.optimize import Optimization, OptimizerConfig
 from idgen.tuning.samples import Judges, Sitter, draw_samples
@@ -85,9 +88,11 @@ class AdapterConfig:
     framing: FramingName = "auto"
     size_px: int | None = None
     detect_in_prediction: bool = True
+    decoder: str = "full"  # as in train/lora.py
     pictures_per_person: int = 2  # K; batch_size / K people in a step
     drop: DropConfig = field(default_factory=DropConfig)
     terms: TermsConfig = field(default_factory=lambda: TermsConfig(denoising=DenoisingConfig()))
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)  # how pictures are made for a reward
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(batch_size=16))
     samples: SampleSettings = field(default_factory=SampleSettings)
 
@@ -95,6 +100,10 @@ class AdapterConfig:
         if "prior" in self.terms.active():
             raise ConfigError(
                 "the term prior keeps a LoRA's model what it was; an adapter leaves the model alone"
+            )
+        if self.terms.has_branch or "attention" in self.terms.active():
+            raise ConfigError(
+                "the terms text_only, contrastive and attention train a LoRA (idgen train lora)"
             )
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out must be in [0, 1), got {self.held_out}")
@@ -181,17 +190,33 @@ def card_of(config: AdapterConfig, encoder_id: str, num_tokens: int, licence: st
 
 def build_corpus(
     config: AdapterConfig, pipe: IDPipeline | IDPipelineXL, studio: Studio, pictures: PictureSet
-) -> tuple[Corpus, TextStates, torch.Tensor, Portraits]:
-    """Latents, vectors and encoded captions, and which captions (N, W) go with each picture."""
+) -> tuple[Corpus, Captions, Portraits]:
+    """Latents and vectors, and the encoded captions that go with each picture."""
     portraits = read_portraits(pictures.pictures, studio, aligned=config.aligned, skip_bad=config.skip_bad)
     for name in portraits.skipped:
         print(f"idgen: left out, since it cannot be used: {name}", file=sys.stderr)
     by_name = {picture.name: picture for picture in pictures.pictures}
-    said = [captions_of(by_name[name], config, number) for number, name in enumerate(portraits.names)]
-    texts = encode_texts(pipe, ["", *(text for captions in said for text in captions)])
-    wordings = texts.rows([text for captions in said for text in captions]).view(len(said), -1)
-    corpus = join(portraits, [captions[0] for captions in said], None, "", texts)
-    return corpus, texts, wordings, portraits
+    captions = [captions_of(by_name[name], config, number) for number, name in enumerate(portraits.names)]
+    editing = config.terms.active().get("editing")
+    edits = editing.edits if isinstance(editing, EditingConfig) else ()
+    said = Captions.encoded(pipe, captions, edits, seed=config.seed)
+    corpus = join(portraits, [wordings[0] for wordings in captions], None, "", said.texts)
+    return corpus, said, portraits
+
+
+def build_probes(config: AdapterConfig, studio: Studio, device: torch.device) -> Probes:
+    """What the terms want to know beside the model's answer."""
+    terms, reader = config.terms, None
+    if terms.sees_faces:
+        reader = face_reader(
+            studio, config.encoder, device, detect_in_prediction=config.detect_in_prediction,
+            decoder=config.decoder,
+        )  # fmt: skip
+    editing = terms.active().get("editing")
+    return Probes(
+        reader=reader, rollout=config.rollout if terms.generates else None,
+        edit_layers=editing.layers if isinstance(editing, EditingConfig) else "",
+    )  # fmt: skip
 
 
 def prepare_samples(
@@ -248,25 +273,25 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
     )  # fmt: skip
     with accelerator.main_process_first():  # the others find what it has computed
         adapter = open_adapter(config, pipe, folder, studio.encoder.dim, studio.encoder.id)
-        corpus, texts, wordings, portraits = build_corpus(config, pipe, studio, own)
+        corpus, captions, portraits = build_corpus(config, pipe, studio, own)
     c = config.optimizer
     sampler = PersonSampler(
         portraits.person.numpy(), people=c.batch_size // config.pictures_per_person,
         pictures=config.pictures_per_person, seed=config.seed,
     )  # fmt: skip
     check_divisible(c.batch_size, 0, accelerator.num_processes * c.accumulation)
-    reader = None
-    if config.terms.sees_faces:
-        reader = face_reader(
-            studio, config.encoder, accelerator.device, detect_in_prediction=config.detect_in_prediction
-        )
+    probes = build_probes(config, studio, accelerator.device)
+    if probes.edit_layers:
+        text_layers(
+            pipe.unet, probes.edit_layers
+        )  # refuses what the UNet does not have, before the run begins
     terms, schedule = build_terms(config.terms), NoiseSchedule.of(pipe.scheduler)
     # not before all that can be refused was: a folder with a configuration is a run
     run = TrainingRun(folder, config) if accelerator.is_main_process else None
     model = AdaptedUnet(pipe.unet, adapter)
     optimization = Optimization(run, c, accelerator, model, model.trained())
     optimization.resume(folder)
-    denoiser = Denoiser(unet=optimization.model, texts=texts, size_px=studio.framing.size_px)
+    denoiser = Denoiser(unet=optimization.model, texts=captions.texts, size_px=studio.framing.size_px)
     draws = run is not None and config.samples.every and len(aside)
     samples = prepare_samples(config, pipe, studio, aside, folder) if draws else None
 
@@ -277,10 +302,10 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
         for index, block in optimization.parts():
             with block:
                 part = part_of(batch, corpus, index, optimization.num_parts)
-                captions = wordings[part.rows, part.wording] * part.has_text  # 0 is the empty one
                 seen = run_step(
-                    corpus, part, denoiser, schedule, reader=reader, device=accelerator.device,
-                    text_row=captions, is_wanted=part.has_identity, conditions=conditions_of(corpus, part),
+                    corpus, part, denoiser, schedule, device=accelerator.device, probes=probes,
+                    text_row=captions.rows(part), edit_rows=captions.edit_rows(part),
+                    is_wanted=part.has_identity, conditions=conditions_of(corpus, part),
                 )  # fmt: skip
                 loss, said = weighed(terms, seen, step)
                 optimization.backward(loss, said)

@@ -10,7 +10,7 @@ kept in the run folder; started again, the same command goes on from the last ch
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 
+from idgen.adapters.stages import STAGE_TOKENS_NAME, StageTokens, write_stage_tokens
 from idgen.config import program_arguments
 from idgen.data.pictures import Picture, read_pictures
 from idgen.diffusion.denoiser import Denoiser, encode_texts, picture_px
 from idgen.diffusion.prediction import NoiseSchedule
+from idgen.diffusion.rollout import RolloutConfig
 from idgen.encoders.arcface import load_encoder
 from idgen.errors import ConfigError, FaceError
 from idgen.identity import mean_similarity
@@ -31,12 +33,14 @@ from idgen.opening import hide_loading_bars, model_folder
 from idgen.pipeline import IDPipeline, IDPipelineXL, open_pipeline
 from idgen.portraits import Portraits, Studio, cut_pictures, find_second_person, read_portraits
 from idgen.training import TrainingRun
-from idgen.tuning.corpus import Corpus, check_divisible, join, part_of, plan_batch, run_step
-from idgen.tuning.lora import WEIGHTS_NAME, LoraSettings, add_lora, write_lora
+from idgen.tuning.corpus import Corpus, Probes, check_divisible, join, part_of, plan_batch, run_step
+from idgen.tuning.lora import WEIGHTS_NAME, LoraSettings, load_lora, write_lora
 from idgen.tuning.memory import MemoryPlan, trained_bytes, weight_bytes
 from idgen.tuning.optimize import Optimization, OptimizerConfig
+from idgen.tuning.personal import PersonalModel, personal_model
 from idgen.tuning.prior import own_prior, prior_pictures
 from idgen.tuning.samples import Judges, Sitter, draw_samples
+from idgen.tuning.stages import WEIGHT, StageSettings
 from idgen.tuning.studio import FramingName, face_reader, open_studio, step_activations
 
 if TYPE_CHECKING:
@@ -78,9 +82,15 @@ class LoraConfig:
     skip_bad: bool = False  # leave out files that do not open, photos without a face, and of somebody else
     keep_unlike: bool = False  # train on all photos, also where they look like two people
     detect_in_prediction: bool = True  # landmarks in the predicted picture; else those of the photo, faster
-    lora: LoraSettings = field(default_factory=LoraSettings)
+    decoder: str = (
+        "full"  # of predicted pictures: the model's own, "mini" (small, quick), or a file of train/decoder.py
+    )
+    start: Path | None = None  # run or file of a LoRA to go on from
+    lora: LoraSettings | None = field(default_factory=LoraSettings)  # null: tokens alone
+    stages: StageSettings | None = None  # identity tokens of each stage of the denoising
     prior: PriorSettings = field(default_factory=PriorSettings)
     terms: TermsConfig = field(default_factory=lambda: TermsConfig(denoising=DenoisingConfig()))
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)  # how pictures are made for a reward
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     samples: SampleSettings = field(default_factory=SampleSettings)
 
@@ -89,6 +99,15 @@ class LoraConfig:
             raise ConfigError(
                 "the terms background and preservation compare a model with and without an identity: "
                 "they train an adapter (idgen train adapter), not a LoRA"
+            )
+        if self.lora is None and self.stages is None:
+            raise ConfigError("nothing would train: set lora, stages or both")
+        if self.lora is None and self.start is not None:
+            raise ConfigError("start is a LoRA to go on from, and lora is null")
+        if "attention" in self.terms.active() and self.stages is None:
+            raise ConfigError(
+                "the term attention looks at identity tokens, and there are none: set stages, such as "
+                "`--set stages.tokens=2`"
             )
 
     @property
@@ -166,14 +185,52 @@ def build_corpus(
                 f"none of the {len(prior)} prior pictures shows a face, and the triplet needs somebody else: "
                 "take another prior.prompt, or a prior.folder with portraits of other people"
             )
-    texts = encode_texts(pipe, [config.prompt, settings.prompt])
+    texts = encode_texts(pipe, [config.prompt, settings.prompt, ""])
     corpus = join(portraits, [config.prompt] * len(portraits), prior, settings.prompt, texts)
     return corpus, Denoiser(unet=pipe.unet, texts=texts, size_px=studio.framing.size_px), portraits
 
 
-def describe(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, trained: "Mapping[str, Tensor]") -> str:
+def build_model(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, corpus: Corpus | None) -> PersonalModel:
+    """The model with what trains on it."""
+    return personal_model(
+        pipe, lora=config.lora, stages=config.stages, has_branch=config.terms.has_branch,
+        prompt=config.prompt, corpus=corpus, seed=config.seed,
+    )  # fmt: skip
+
+
+def build_probes(config: LoraConfig, studio: Studio, personal: PersonalModel, device: torch.device) -> Probes:
+    """What the terms want to know beside the model's answer."""
+    terms, reader = config.terms, None
+    if terms.sees_faces:
+        reader = face_reader(
+            studio, config.encoder, device, detect_in_prediction=config.detect_in_prediction,
+            decoder=config.decoder,
+        )  # fmt: skip
+    watched = 0 if config.stages is None or "attention" not in terms.active() else config.stages.tokens
+    return Probes(
+        reader=reader, rollout=config.rollout if terms.generates else None, branch=personal.branch,
+        num_id_tokens=watched,
+    )  # fmt: skip
+
+
+def save(
+    config: LoraConfig, pipe: IDPipeline | IDPipelineXL, personal: PersonalModel,
+    weights: "dict[str, Tensor]", folder: Path,
+) -> None:  # fmt: skip
+    """Write what was trained; the image branch was only there to keep the photos out of the rest."""
+    if personal.tokens is not None:
+        tokens = StageTokens(weights[WEIGHT], personal.tokens.num_timesteps)
+        write_stage_tokens(folder / STAGE_TOKENS_NAME, tokens)
+        print(f"saved {folder / STAGE_TOKENS_NAME}; in idgen: pipe.load_stage_tokens({str(folder)!r})")
+    if config.lora is not None:
+        write_lora(pipe.unet, config.lora, folder, weights=weights)
+        print(f"saved {folder / WEIGHTS_NAME}; in diffusers: pipe.load_lora_weights({str(folder)!r})")
+
+
+def describe(config: LoraConfig, pipe: IDPipeline | IDPipelineXL) -> str:
     """The plan of a run and the memory it will need."""
-    settings = config.optimizer
+    settings, personal = config.optimizer, build_model(config, pipe, None)
+    trained = personal.trained
     side = config.size_px or picture_px(pipe)
     rows = settings.batch_size + (settings.prior_batch_size if config.has_prior else 0)
     faces = config.encoder if config.terms.sees_faces else None
@@ -224,19 +281,18 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
     )  # fmt: skip
     with accelerator.main_process_first():  # the others find what it has computed
         corpus, denoiser, portraits = build_corpus(config, pipe, studio)
-    reader = None
-    if config.terms.sees_faces:
-        reader = face_reader(
-            studio, config.encoder, accelerator.device, detect_in_prediction=config.detect_in_prediction
-        )
-    terms = build_terms(config.terms)
-    trained = add_lora(pipe.unet, config.lora, seed=config.seed)
+    terms, personal = build_terms(config.terms), build_model(config, pipe, corpus)
+    if config.start is not None:
+        load_lora(pipe.unet, config.start)
+    if personal.tokens is not None:
+        pipe.load_stage_tokens(personal.tokens)  # the samples show them as they are then
+    probes = build_probes(config, studio, personal, accelerator.device)
     c = config.optimizer
     prior_size = c.prior_batch_size if config.has_prior else 0
     check_divisible(c.batch_size, prior_size, accelerator.num_processes * c.accumulation)
     # not before all that can be refused was: a folder with a configuration is a run
     run = TrainingRun(folder, config) if accelerator.is_main_process else None
-    optimization = Optimization(run, c, accelerator, pipe.unet, trained)
+    optimization = Optimization(run, c, accelerator, personal.model, personal.trained)
     optimization.resume(folder)
     denoiser = denoiser.of(optimization.model)
     samples = prepare_samples(config, pipe, studio, portraits, folder)
@@ -248,7 +304,10 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
         for index, block in optimization.parts():
             with block:
                 part = part_of(batch, corpus, index, optimization.num_parts)
-                seen = run_step(corpus, part, denoiser, schedule, reader=reader, device=accelerator.device)
+                seen = run_step(
+                    corpus, part, denoiser, schedule, device=accelerator.device, probes=probes,
+                    conditions=personal.conditions(corpus, part),
+                )  # fmt: skip
                 loss, said = weighed(terms, seen, step)
                 optimization.backward(loss, said)
         said = optimization.update(len(batch.rows))
@@ -258,8 +317,7 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
         optimization.save_if_due()  # last: what was not saved is done again, samples included
 
     if run is not None:
-        write_lora(pipe.unet, config.lora, folder, weights=optimization.result)
-        print(f"saved {folder / WEIGHTS_NAME}; in diffusers: pipe.load_lora_weights({str(folder)!r})")
+        save(config, pipe, personal, optimization.result, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         pipe = open_pipeline(model_folder(config.model))
         pipe.unload_adapter()
-        print(describe(config, pipe, add_lora(pipe.unet, config.lora, seed=config.seed)))
+        print(describe(config, pipe))
         return 0
     photos_of(config)
     TrainingRun.check(folder, config)

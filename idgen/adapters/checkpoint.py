@@ -9,7 +9,6 @@ any number of tokens, with or without the LoRA part. Nothing in a file is ever i
 """
 
 import hashlib
-import json
 import pickle
 import pickletools
 import re
@@ -29,7 +28,7 @@ from idgen.adapters.families import check_family
 from idgen.adapters.install import IDAdapter
 from idgen.adapters.projection import FaceIDProjection
 from idgen.errors import ModelNotFoundError, WeightsError
-from idgen.storage import write_bytes, write_json
+from idgen.storage import sorted_header, write_bytes, write_json
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
@@ -86,16 +85,6 @@ def write_adapter(
     write_bytes(path, data)
     write_json(path.with_suffix(".json"), {"idgen_adapter": FORMAT, **asdict(card), "sha256": sha256})
     return sha256
-
-
-def sorted_header(data: bytes) -> bytes:
-    """The same file with its metadata in order: safetensors shuffles it, and so changes the hash."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def read_adapter(path: str | Path, *, encoder: str | None = None) -> AdapterFile:

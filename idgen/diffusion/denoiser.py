@@ -3,7 +3,7 @@
 Shapes: P prompts, B rows, L tokens of text, W width of the text, C channels, h and w of the latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
+
+from idgen.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,32 @@ class Denoiser:
             }
         said = self.unet(noisy, timesteps, encoder_hidden_states=hidden, return_dict=False, **settings)
         return said[0].float()
+
+    def guided(
+        self, text_rows: Tensor, guidance: float, **conditions: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The call with classifier-free guidance: ``u + guidance (c - u)``, gradients through c alone.
+
+        u is the answer to the empty prompt and conditions of zeros (Ho and Salimans 2022,
+        https://arxiv.org/abs/2207.12598). At guidance 1 that is c, and u is not computed.
+
+        Raises:
+            ConfigError: if the empty prompt is not among ``texts`` and guidance is not 1.
+        """
+        if guidance == 1:
+            return lambda noisy, timesteps: self(noisy, timesteps, text_rows, **conditions)
+        if "" not in self.texts.prompts:
+            raise ConfigError("guidance needs the empty prompt among the encoded texts")
+        empty = self.texts.rows([""]).expand(len(text_rows))
+        nothing = {name: torch.zeros_like(value) for name, value in conditions.items()}
+
+        def ask(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            said = self(noisy, timesteps, text_rows, **conditions)
+            with torch.no_grad():
+                without = self(noisy.detach(), timesteps, empty, **nothing)
+            return without + guidance * (said - without)
+
+        return ask
 
 
 def picture_px(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> int:

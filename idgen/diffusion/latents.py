@@ -11,6 +11,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from idgen.diffusion.tiny_decoder import Decoder
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -46,14 +48,15 @@ def encode_latents(vae: AutoencoderKL, images: Tensor) -> Latents:
     return Latents(mean.half().cpu(), std.half().cpu())
 
 
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode_latents(vae: AutoencoderKL | Decoder, latents: Tensor) -> Tensor:
     """Pictures (B, 3, H, W), about [0, 1], of latents in the denoiser's scale; not clipped: no gradient ends.
 
     ``D(z / s + b)`` with the ``scaling_factor`` s and, where the autoencoder has one, the ``shift_factor`` b.
     """
     shift = vae.config["shift_factor"] or 0.0
     scaled = latents.to(vae.dtype) / vae.config["scaling_factor"] + shift
-    return (vae.decode(scaled, return_dict=False)[0].float() + 1) / 2
+    image = vae.decode(scaled, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
+    return (image.float() + 1) / 2
 
 
 def weights_sha256(module: nn.Module) -> str:

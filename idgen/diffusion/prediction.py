@@ -97,6 +97,19 @@ class NoiseSchedule:
             return (noisy - (1 - signal).sqrt() * model_output) / signal.sqrt()
         return signal.sqrt() * noisy - (1 - signal).sqrt() * model_output
 
+    def noise(self, model_output: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise (B, C, h, w) that ``model_output`` amounts to, in float32; differentiable.
+
+        A model that predicts the picture says nothing of it where there is none: 0 at a = 1.
+        """
+        model_output, noisy = model_output.float(), noisy.float()
+        if self.kind == "epsilon":
+            return model_output
+        signal = _per_row(self.signal(timesteps), noisy)
+        if self.kind == "v_prediction":
+            return signal.sqrt() * model_output + (1 - signal).sqrt() * noisy
+        return (noisy - signal.sqrt() * model_output) / (1 - signal).sqrt().clamp(min=1e-6)
+
 
 def _per_row(values: Tensor, like: Tensor) -> Tensor:
     """(B,) as (B, 1, 1, 1), on the device and in the precision of ``like``."""

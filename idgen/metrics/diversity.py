@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from idgen.errors import MeasureError
 from idgen.metrics.frechet import checked_features
@@ -100,3 +102,15 @@ def vendi_score(features: np.ndarray) -> float:
     values = np.linalg.eigvalsh(few / len(unit))
     values = values[values > 1e-15]
     return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def picture_diversity(images: Tensor) -> float:
+    """Mean over pairs of the root mean square difference of two pictures (N, 3, H, W); 0 for fewer than two.
+
+    A model that has learned to please a reward with one picture for everybody shows it here first.
+    """
+    if len(images) < 2:
+        return 0.0
+    flat = images.float().flatten(1)
+    distances = torch.pdist(flat) / flat.shape[1] ** 0.5
+    return float(distances.mean())

@@ -4,7 +4,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from idgen.errors import ConfigError
+from idgen.objectives.attention import AttentionConfig, attention
 from idgen.objectives.disentangle import BackgroundConfig, PreservationConfig, background, preservation
+from idgen.objectives.editing import EditingConfig, editing
+from idgen.objectives.image_branch import ContrastiveConfig, TextOnlyConfig, contrastive, text_only
+from idgen.objectives.reward import (
+    AestheticRewardConfig,
+    IdentityRewardConfig,
+    aesthetic_reward,
+    identity_reward,
+)
 from idgen.objectives.terms import (
     CosineConfig,
     DenoisingConfig,
@@ -29,6 +38,12 @@ class TermsConfig:
     triplet: TripletConfig | None = None
     background: BackgroundConfig | None = None
     preservation: PreservationConfig | None = None
+    text_only: TextOnlyConfig | None = None
+    contrastive: ContrastiveConfig | None = None
+    attention: AttentionConfig | None = None
+    editing: EditingConfig | None = None
+    identity_reward: IdentityRewardConfig | None = None
+    aesthetic_reward: AestheticRewardConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.active():
@@ -41,18 +56,30 @@ class TermsConfig:
 
     @property
     def sees_faces(self) -> bool:
-        """Whether a term wants the face in the predicted picture."""
-        return bool({"cosine", "triplet"} & self.active().keys())
+        """Whether a term looks at the face in a picture that the model makes."""
+        return self.generates or bool({"cosine", "triplet"} & self.active().keys())
+
+    @property
+    def generates(self) -> bool:
+        """Whether a term judges pictures that are made from pure noise."""
+        return bool({"identity_reward", "aesthetic_reward"} & self.active().keys())
+
+    @property
+    def has_branch(self) -> bool:
+        """Whether a term trains an image branch beside the text."""
+        return bool({"text_only", "contrastive"} & self.active().keys())
 
     @property
     def asks_again(self) -> bool:
-        """Whether a term compares the model with itself under another identity: only an adapter can."""
-        return bool({"background", "preservation"} & self.active().keys())
+        """Whether a term compares the model with itself under another identity or none: adapters only."""
+        return bool({"background", "preservation", "editing"} & self.active().keys())
 
 
 _FACTORIES: dict[str, Any] = {
     "denoising": denoising, "prior": prior, "cosine": cosine, "triplet": triplet, "background": background,
-    "preservation": preservation,
+    "preservation": preservation, "text_only": text_only, "contrastive": contrastive,
+    "attention": attention, "editing": editing,
+    "identity_reward": identity_reward, "aesthetic_reward": aesthetic_reward,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from idgen.errors import ConfigError
 from idgen.objectives.denoising import denoising_loss
 from idgen.objectives.identity import choose_negatives
-from idgen.objectives.terms import FaceTargets, Step, Term, TermConfig, Values
+from idgen.objectives.terms import FaceTargets, Step, Term, TermConfig, Values, spread
 
 Disturbance = Literal["shuffle", "mix", "noise"]
 DISTURBANCES: tuple[Disturbance, ...] = get_args(Disturbance)
@@ -117,7 +117,7 @@ def background(config: BackgroundConfig) -> Term:
         faces, ask = _needed(step)
         rows = step.face_rows[step.face_mask[step.face_rows].amax(dim=(1, 2)) > 0]
         if not len(rows):
-            return _spread(step, rows, step.model_output.new_zeros(0))
+            return spread(step, rows, step.model_output.new_zeros(0))
         other = _somebody_else(faces, rows)
         assert faces.noise is not None
         assert faces.draw is not None
@@ -127,9 +127,10 @@ def background(config: BackgroundConfig) -> Term:
             vectors[rows], other, how=config.disturbance, noise=config.noise * faces.noise[rows],
             share=low + (high - low) * faces.draw[rows, 0],
         )  # fmt: skip
-        with_other = ask(id_embedding=vectors)
+        with torch.no_grad():
+            with_other = ask(id_embedding=vectors)
         face = step.face_mask[rows]
-        return _spread(step, rows, background_loss(step.model_output[rows], with_other[rows], face))
+        return spread(step, rows, background_loss(step.model_output[rows], with_other[rows], face))
 
     return on_background
 
@@ -140,16 +141,11 @@ def preservation(_config: PreservationConfig) -> Term:
     def on_rows(step: Step) -> Values:
         _, ask = _needed(step)
         rows = step.face_rows
-        return _spread(step, rows, preservation_loss(step.model_output[rows], ask(id_scale=0.0)[rows]))
+        with torch.no_grad():
+            without = ask(id_scale=0.0)
+        return spread(step, rows, preservation_loss(step.model_output[rows], without[rows]))
 
     return on_rows
-
-
-def _spread(step: Step, rows: Tensor, loss: Tensor) -> Values:
-    """Values of all instance rows, 0 in those that the term has nothing to say of."""
-    everyone = step.instance_rows
-    whole = loss.new_zeros(len(everyone)).index_put((torch.searchsorted(everyone, rows),), loss)
-    return Values(rows=everyone, loss=whole)
 
 
 def _needed(step: Step) -> tuple[FaceTargets, Callable[..., Tensor]]:

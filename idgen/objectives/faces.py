@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from idgen.diffusion.latents import decode_latents
+from idgen.diffusion.tiny_decoder import Decoder
 from idgen.encoders.onnx_torch import TorchEncoder
 from idgen.faces.align import ARCFACE_TEMPLATE, TEMPLATE_SIZE_PX, align_faces, similarity_matrix
 from idgen.faces.detect import Detector
@@ -52,11 +53,15 @@ class PredictedFaces:
         rows: (F,) which rows they are.
         is_detected: (F,) whether the landmarks were found in the prediction itself; else the training
         picture's.
+        crops: (F, 3, S, S) what the encoder saw, in [0, 1] or a little beyond, with gradients.
+        images: (B, 3, H, W) the pictures of all rows, without gradients.
     """
 
     id_embedding: Tensor
     rows: Tensor
     is_detected: Tensor
+    crops: Tensor
+    images: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +72,14 @@ class FaceReader:
     the encoder's template (`idgen.faces.align`), as every measurement does.
 
     Attributes:
-        vae: frozen; its decoder is in the way of the gradients.
+        vae: frozen; its decoder is in the way of the gradients. A small one costs a fraction.
         encoder: the torch twin of the encoder that the targets come from, frozen.
         detector: looks once at each prediction, without the ladder of attempts that photos get: most
             predictions that show no face at first sight are noise. None takes the training pictures'
             landmarks and is faster.
     """
 
-    vae: AutoencoderKL
+    vae: AutoencoderKL | Decoder
     encoder: TorchEncoder
     detector: Detector | None = None
 
@@ -89,7 +94,8 @@ class FaceReader:
         Returns:
             The rows with a face; the caller counts those that are missing.
         """
-        image = decode_latents(self.vae, x0)
+        # where the identity was left out of all rows there is nothing to decode
+        image = decode_latents(self.vae, x0) if len(x0) else x0.new_zeros(0, 3, 1, 1, dtype=torch.float32)
         points, is_detected = landmarks.clone(), torch.zeros(len(x0), dtype=torch.bool)
         if self.detector is not None:
             for row, picture in enumerate(image.detach()):
@@ -102,9 +108,13 @@ class FaceReader:
                 is_detected[row] = True
         rows = points.isfinite().all(dim=(1, 2)).nonzero().flatten()
         if not len(rows):
-            nothing = x0.new_zeros((0, 1), dtype=torch.float32)
-            return PredictedFaces(id_embedding=nothing, rows=rows, is_detected=is_detected[rows])
+            nothing, size = x0.new_zeros((0, 1), dtype=torch.float32), self.encoder.crop.size_px
+            return PredictedFaces(
+                id_embedding=nothing, rows=rows, is_detected=is_detected[rows.cpu()],
+                crops=image.new_zeros(0, 3, size, size), images=image.detach(),
+            )  # fmt: skip
         crops = aligned_crops(image[rows], points[rows], self.encoder.crop.size_px)
         return PredictedFaces(
-            id_embedding=self.encoder(crops), rows=rows, is_detected=is_detected[rows.cpu()]
-        )
+            id_embedding=self.encoder(crops), rows=rows, is_detected=is_detected[rows.cpu()], crops=crops,
+            images=image.detach(),
+        )  # fmt: skip

@@ -1,11 +1,13 @@
 """Where the face is in the latents: a soft ellipse from five landmarks.
 
-Shapes: B rows, h and w of the latents.
+Shapes: B rows, h and w of the latents, P places of an attention layer.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
+from idgen.errors import ConfigError
 from idgen.faces.align import ARCFACE_TEMPLATE, similarity_matrix, transform_points
 
 # The face in the ArcFace template of 112 pixels: from the hairline to the chin, from ear to ear.
@@ -41,3 +43,24 @@ def face_mask(landmarks: Tensor, picture_px: int, size: tuple[int, int]) -> Tens
         away = (seen - seen.new_tensor(CENTRE)) / seen.new_tensor(RADII)
         mask[known] = torch.sigmoid((1 - away.norm(dim=-1)) / EDGE).view(-1, height, width)
     return mask.detach()
+
+
+def mask_of_layer(mask: Tensor, places: int) -> Tensor:
+    """The mask at the resolution of an attention layer: its mean over each of the layer's places.
+
+    Args:
+        mask: (B, h, w).
+        places: P of the layer.
+
+    Returns:
+        (B, P) float32 in [0, 1].
+
+    Raises:
+        ConfigError: if halving the latents never gives so many places.
+    """
+    height, width = mask.shape[1:]
+    while height * width > places:  # each level of a UNet halves the latents, and rounds up
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != places:
+        raise ConfigError(f"no halving of {mask.shape[1]} x {mask.shape[2]} latents has {places} places")
+    return adaptive_avg_pool2d(mask.float()[:, None], (height, width)).flatten(1)

@@ -4,7 +4,7 @@ Shapes: B rows of a batch, C channels, h and w of the latents, D width of the fa
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -61,7 +61,16 @@ class Step:
         faces: of the rows, where a term on identity is wanted.
         reader: sees the faces in the prediction.
         conditions: what the model was told of each row beside the text, such as ``id_embedding`` (B, D).
-        ask: the model's answer (B, C, h, w) to the same noise under other conditions; without gradients.
+        ask: the model's answer (B, C, h, w) to the same noise under other conditions.
+        generate: pictures of some rows, as latents (R, C, h, w), made from pure noise as in generation; with
+            gradients in the last steps.
+        image_states: the text of each row, averaged over its tokens, and what the image branch adds to it,
+            both (B, W), with gradients.
+        attend: ``attend(rows, edited, with_identity)``: what the recorded layers say of the text, each
+            (R, P, C) with P places, for these rows of the same noise, under the edited or the plain prompt;
+            with gradients only with identity.
+        attention_maps: attention (B, H, P) of the identity tokens in each cross-attention layer in the
+            model's answer, H heads and P places; with gradients.
     """
 
     schedule: NoiseSchedule
@@ -74,6 +83,10 @@ class Step:
     reader: FaceReader | None = None
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     ask: Callable[..., Tensor] | None = None
+    generate: Callable[[Tensor], Tensor] | None = None
+    image_states: Callable[[], tuple[Tensor, Tensor]] | None = None
+    attend: Callable[[Tensor, bool, bool], list[Tensor]] | None = None
+    attention_maps: Callable[[], list[Tensor]] | None = None
 
     @cached_property
     def face_mask(self) -> Tensor:
@@ -108,16 +121,27 @@ class Step:
         if self.reader is None or self.faces is None:
             raise ConfigError("a term on identity needs face vectors of the pictures and a reader of faces")
         rows = self.face_rows
-        if not len(rows):  # the identity was left out everywhere
-            nothing = self.noisy.new_zeros((0, 1), dtype=torch.float32)
-            return PredictedFaces(
-                id_embedding=nothing, rows=rows, is_detected=torch.zeros(0, dtype=torch.bool)
-            )
         x0 = self.schedule.x0(self.model_output[rows], self.noisy[rows], self.timesteps[rows])
         seen = self.reader.read(x0, self.faces.landmarks[rows])
-        return PredictedFaces(
-            id_embedding=seen.id_embedding, rows=rows[seen.rows], is_detected=seen.is_detected
-        )
+        return replace(seen, rows=rows[seen.rows])
+
+    @cached_property
+    def generated_faces(self) -> PredictedFaces:
+        """Faces in pictures of `face_rows` made from pure noise; ``rows`` are rows of the batch.
+
+        Landmarks are those of the picture; those of the training picture only where no detector looks.
+
+        Raises:
+            ConfigError: if the batch was given without faces or reader, or nothing generates.
+        """
+        if self.reader is None or self.faces is None or self.generate is None:
+            raise ConfigError("a reward needs a reader of faces and pictures generated while training")
+        rows = self.face_rows
+        known = self.faces.landmarks[rows]
+        elsewhere = known if self.reader.detector is None else torch.full_like(known, torch.nan)
+        x0 = self.generate(rows) if len(rows) else self.noisy[rows]
+        seen = self.reader.read(x0, elsewhere)
+        return replace(seen, rows=rows[seen.rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +159,19 @@ class Values:
     rows: Tensor
     loss: Tensor
     said: Mapping[str, float] = field(default_factory=dict)
+
+
+def spread(step: Step, rows: Tensor, loss: Tensor) -> Values:
+    """Values of all instance rows, 0 in those that the term has nothing to say of.
+
+    Args:
+        step: the batch.
+        rows: (R,) rising, of ``instance_rows``.
+        loss: (R,) of these.
+    """
+    everyone = step.instance_rows
+    whole = loss.new_zeros(len(everyone)).index_put((torch.searchsorted(everyone, rows),), loss)
+    return Values(rows=everyone, loss=whole)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,43 +289,57 @@ def prior(config: PriorConfig) -> Term:
     return lambda step: _denoising(config, step, step.is_prior.nonzero().flatten())
 
 
-def _on_faces(step: Step, loss_of: Callable[[Tensor, Tensor, Tensor, FaceTargets], Tensor]) -> Values:
-    """Values on the predicted faces, 0 in rows without one; how many those are, how alike the others."""
-    seen, targets, rows = step.predicted_faces, step.faces, step.instance_rows
-    assert targets is not None
+def distance_to_person(step: Step, seen: PredictedFaces) -> Tensor:
+    """Cosine distance (F,) of faces that were seen to those of the training pictures of their rows."""
+    assert step.faces is not None
+    return cosine_distance(seen.id_embedding, step.faces.id_embedding[seen.rows])
+
+
+def on_faces(step: Step, seen: PredictedFaces, loss_of: Callable[[PredictedFaces], Tensor]) -> Values:
+    """Values of all instance rows from faces that were seen.
+
+    Args:
+        step: the batch.
+        seen: `Step.predicted_faces` or `Step.generated_faces`.
+        loss_of: (F,) values of the faces.
+
+    Returns:
+        0 in rows without a face; how many those are, and how alike the others.
+    """
+    assert step.faces is not None
+    rows, wanted = step.instance_rows, max(1, len(step.face_rows))
     loss = torch.zeros(len(rows), device=rows.device)
-    wanted = max(1, len(step.face_rows))
     said = {"no_face": (len(step.face_rows) - len(seen.rows)) / wanted,
             "face_detected": float(seen.is_detected.float().sum()) / wanted}  # fmt: skip
     if len(seen.rows):
-        positive = targets.id_embedding[seen.rows]
-        found = loss_of(seen.id_embedding, positive, seen.rows, targets)
-        loss = loss.index_put((torch.searchsorted(rows, seen.rows),), found)
-        said["similarity"] = float(1 - cosine_distance(seen.id_embedding.detach(), positive).mean())
+        loss = loss.index_put((torch.searchsorted(rows, seen.rows),), loss_of(seen))
+        people = step.faces.id_embedding[seen.rows]
+        said["similarity"] = float(1 - cosine_distance(seen.id_embedding.detach(), people).mean())
     return Values(rows=rows, loss=loss, said=said)
 
 
 def cosine(_config: CosineConfig) -> Term:
     """Distance of the predicted face to the face of the training picture."""
-    return lambda step: _on_faces(
-        step, lambda anchor, positive, _rows, _targets: cosine_distance(anchor, positive)
-    )
+    return lambda step: on_faces(step, step.predicted_faces, lambda seen: distance_to_person(step, seen))
 
 
 def triplet(config: TripletConfig) -> Term:
     """Triplet of the predicted face, the face of the training picture, and somebody else of the batch."""
 
-    def on_faces(step: Step) -> Values:
-        def loss_of(anchor: Tensor, positive: Tensor, rows: Tensor, targets: FaceTargets) -> Tensor:
+    def term(step: Step) -> Values:
+        def loss_of(seen: PredictedFaces) -> Tensor:
+            anchor, rows, targets = seen.id_embedding, seen.rows, step.faces
+            assert targets is not None
+            positive = targets.id_embedding[rows]
             negatives = choose_negatives(
                 anchor, positive, targets.person[rows], targets.bank, targets.bank_person,
                 mining=config.mining, draw=None if targets.draw is None else targets.draw[rows],
             )  # fmt: skip
             return triplet_loss(anchor, positive, targets.bank[negatives], margin=config.margin)
 
-        return _on_faces(step, loss_of)
+        return on_faces(step, step.predicted_faces, loss_of)
 
-    return on_faces
+    return term
 
 
 def weighed(
@@ -302,7 +353,7 @@ def weighed(
     Returns:
         The loss, and ``<term>`` (the weighed mean over rows, before the factor), ``<term>/<what it says>``.
     """
-    total = step.model_output.new_zeros((), dtype=torch.float32)
+    total = 0 * step.model_output.sum()  # with gradients, also where no term has anything to say of a batch
     said: dict[str, float] = {}
     for name, (config, term) in terms.items():
         if not config.weight:

@@ -7,7 +7,8 @@ Shapes: N pictures, B rows of a batch, K vectors to choose negatives from, D wid
 C channels, h and w of the latents.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -17,11 +18,15 @@ from torch import Tensor
 from idgen.diffusion.denoiser import Denoiser, TextStates
 from idgen.diffusion.latents import Latents
 from idgen.diffusion.prediction import NoiseSchedule
+from idgen.diffusion.rollout import RolloutConfig, roll_out
 from idgen.errors import ConfigError
+from idgen.objectives.attention import recorded_attention
+from idgen.objectives.editing import attention_reader
 from idgen.objectives.faces import FaceReader
 from idgen.objectives.terms import FaceTargets, Step
 from idgen.portraits import Portraits
 from idgen.training import batch_rows, step_generator
+from idgen.tuning.image_branch import ImageBranch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,7 @@ class Batch:
         noise: (B, C, h, w).
         draw: (B, K) in [0, 1), decides which negatives are chosen.
         id_noise: (B, D) of about unit length, for identities that are disturbed.
+        late: (B,) in [0, 1), the same in all rows: decides where generation stops, for a reward.
     """
 
     rows: Tensor
@@ -91,6 +97,7 @@ class Batch:
     noise: Tensor
     draw: Tensor
     id_noise: Tensor
+    late: Tensor
 
     def take(self, index: Tensor) -> Self:
         """These rows of the batch."""
@@ -125,6 +132,7 @@ def fill_batch(corpus: Corpus, schedule: NoiseSchedule, rows: Tensor, generator:
         noise=torch.randn(shape, generator=generator),
         draw=torch.rand(len(rows), len(corpus.bank_rows), generator=generator),
         id_noise=torch.randn(len(rows), width, generator=generator) / width**0.5,
+        late=torch.rand(1, generator=generator).expand(len(rows)),
     )
 
 
@@ -152,15 +160,35 @@ def part_of(batch: B, corpus: Corpus, index: int, num_parts: int) -> B:
     return batch.take(torch.cat(pieces))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """What terms want to know beside the model's answer; nothing of it is computed that no term asks for.
+
+    Attributes:
+        reader: sees faces in pictures.
+        rollout: how pictures are generated; the batch's noise is what they begin with.
+        branch: the image branch of the model.
+        num_id_tokens: identity tokens behind the text, whose attention is recorded; 0 for none.
+        edit_layers: part of the UNet whose text attention is compared under an edit; empty for none.
+    """
+
+    reader: FaceReader | None = None
+    rollout: RolloutConfig | None = None
+    branch: ImageBranch | None = None
+    num_id_tokens: int = 0
+    edit_layers: str = ""
+
+
 def run_step(
     corpus: Corpus,
     batch: Batch,
     denoiser: Denoiser,
     schedule: NoiseSchedule,
     *,
-    reader: FaceReader | None = None,
     device: torch.device,
+    probes: Probes | None = None,
     text_row: Tensor | None = None,
+    edit_rows: tuple[Tensor, Tensor] | None = None,
     is_wanted: Tensor | None = None,
     conditions: Mapping[str, Tensor] | None = None,
 ) -> Step:
@@ -171,44 +199,94 @@ def run_step(
         batch: which of them.
         denoiser: the model.
         schedule: its noise.
-        reader: sees faces in the prediction, where a term wants it.
         device: that computes.
+        probes: what terms want to know beside the answer.
         text_row: (B,) other prompts than those of the corpus.
+        edit_rows: (B,) prompts, and (B,) the same with an edit.
         is_wanted: as in `FaceTargets`.
         conditions: what else the model is told of each row.
     """
-    rows, timesteps = batch.rows, batch.timesteps.to(device)
+    rows, timesteps, wanted = batch.rows, batch.timesteps.to(device), probes or Probes()
     x0 = corpus.latents.sample(rows, batch.latent_noise).to(device)
     noise = batch.noise.to(device)
     noisy = schedule.add_noise(x0, noise, timesteps)
-    bank = corpus.bank_rows
     told = {name: value.to(device) for name, value in (conditions or {}).items()}
-    faces = FaceTargets(
+    texts = corpus.text_row[rows] if text_row is None else text_row
+
+    def ask(**other: Tensor) -> Tensor:
+        return denoiser(noisy, timesteps, texts, **{**told, **other})
+
+    recorder = recorded_attention(denoiser.unet) if wanted.num_id_tokens else nullcontext()
+    with recorder as record:
+        model_output = ask()
+    step = Step(
+        schedule=schedule,
+        timesteps=timesteps,
+        noisy=noisy,
+        model_output=model_output,
+        target=schedule.target(x0, noise, timesteps),
+        is_prior=corpus.is_prior[rows].to(device),
+        faces=_targets(corpus, batch, denoiser.size_px, is_wanted, device),
+        reader=wanted.reader,
+        conditions=told,
+        ask=ask if told else None,
+    )
+    if record is not None:
+        step = replace(step, attention_maps=lambda: record.identity_maps(wanted.num_id_tokens))
+    if wanted.rollout is not None:
+        step = replace(step, generate=_generator(denoiser, schedule, batch, texts, told, wanted.rollout))
+    if wanted.branch is not None:
+        step = replace(step, image_states=_image_states(denoiser, texts, told, wanted.branch))
+    if wanted.edit_layers and edit_rows is not None:
+        attend = attention_reader(denoiser, noisy, timesteps, *edit_rows, told, wanted.edit_layers)
+        step = replace(step, attend=attend)
+    return step
+
+
+def _targets(
+    corpus: Corpus, batch: Batch, picture_px: int, is_wanted: Tensor | None, device: torch.device
+) -> FaceTargets:
+    rows, bank = batch.rows, corpus.bank_rows
+    return FaceTargets(
         id_embedding=corpus.id_embedding[rows].to(device),
         person=corpus.person[rows].to(device),
         landmarks=corpus.landmarks[rows].to(device),
         bank=corpus.id_embedding[bank].to(device),
         bank_person=corpus.person[bank].to(device),
         draw=batch.draw.to(device),
-        picture_px=denoiser.size_px,
+        picture_px=picture_px,
         noise=batch.id_noise.to(device),
         is_wanted=None if is_wanted is None else is_wanted.to(device),
     )
-    texts = corpus.text_row[rows] if text_row is None else text_row
 
-    @torch.no_grad()
-    def ask(**other: Tensor) -> Tensor:
-        return denoiser(noisy, timesteps, texts, **{**told, **other})
 
-    return Step(
-        schedule=schedule,
-        timesteps=timesteps,
-        noisy=noisy,
-        model_output=denoiser(noisy, timesteps, texts, **told),
-        target=schedule.target(x0, noise, timesteps),
-        is_prior=corpus.is_prior[rows].to(device),
-        faces=faces,
-        reader=reader,
-        conditions=told,
-        ask=ask if told else None,
-    )
+def _generator(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    batch: Batch,
+    texts: Tensor,
+    told: Mapping[str, Tensor],
+    config: RolloutConfig,
+) -> Callable[[Tensor], Tensor]:
+    """Pictures of some rows from the batch's noise, down to the late step that the batch has drawn."""
+
+    def generate(chosen: Tensor) -> Tensor:
+        some = {name: value[chosen] for name, value in told.items()}
+        way = config.timesteps(schedule.num_timesteps, float(batch.late[0]))
+        ask = denoiser.guided(texts[chosen.to(texts.device)], config.guidance, **some)
+        noise = batch.noise.to(chosen.device)[chosen]
+        return roll_out(ask, schedule, noise, way, grad_steps=config.grad_steps)
+
+    return generate
+
+
+def _image_states(
+    denoiser: Denoiser, texts: Tensor, told: Mapping[str, Tensor], branch: ImageBranch
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What the text says of each row, and what the image branch adds to it."""
+
+    def states() -> tuple[Tensor, Tensor]:
+        vector = told["image_vector"]
+        return denoiser.texts.hidden[texts].mean(dim=1).to(vector), branch(vector)
+
+    return states

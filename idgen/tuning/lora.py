@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from idgen.adapters.checkpoint import sorted_header
-from idgen.errors import ConfigError
-from idgen.storage import write_bytes
+from idgen.errors import ConfigError, ModelNotFoundError, WeightsError
+from idgen.storage import sorted_header, write_bytes
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
 KOHYA_NAME = "kohya.safetensors"
@@ -116,6 +116,40 @@ def write_lora(
     scaled = {key: torch.tensor(settings.alpha) if key.endswith(".alpha") else value
               for key, value in kohya.items()}  # fmt: skip
     write_bytes(folder / KOHYA_NAME, save(scaled, {"format": "pt"}))
+
+
+def load_lora(unet: UNet2DConditionModel, path: Path) -> None:
+    """Put the weights of a file that `write_lora` wrote into the LoRA that is on ``unet``, to train on.
+
+    Args:
+        unet: with LoRA on it.
+        path: the file, or the folder of a run.
+
+    Raises:
+        ModelNotFoundError: if there is no such file.
+        WeightsError: if it is damaged, or of another rank or other layers.
+    """
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+    file = path / WEIGHTS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise ModelNotFoundError(f"no LoRA to begin with: there is no file {file}")
+    try:
+        stored = load_file(file)
+    except SafetensorError as error:
+        raise WeightsError(f"{file} is damaged: {error}") from None
+    own = {key.removeprefix("unet."): value for key, value in stored.items()}
+    found = convert_unet_state_dict_to_peft(own)
+    wanted = {
+        key: value.shape for key, value in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()
+    }
+    if wanted != {key: value.shape for key, value in found.items()}:
+        raise WeightsError(
+            f"{file} holds {len(found)} tensors of a LoRA that do not fit the {len(wanted)} of this one: "
+            "take the rank and the targets (lora.rank, lora.targets) and the model that it was trained with"
+        )
+    set_peft_model_state_dict(unet, found, adapter_name=ADAPTER)
 
 
 def _prefixed(state: dict[str, Any]) -> dict[str, Tensor]:

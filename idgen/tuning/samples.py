@@ -18,7 +18,9 @@ from idgen.encoders.gallery import embed_pictures
 from idgen.faces.detect import Detector
 from idgen.identity import Identity
 from idgen.metrics.consistency import Eye, Likeness, measure_likeness
+from idgen.metrics.diversity import picture_diversity
 from idgen.pipeline import IDPipeline, IDPipelineXL
+from idgen.pixels import to_tensor
 from idgen.report.sheet import Tile, contact_sheet
 from idgen.storage import replacing
 
@@ -90,13 +92,14 @@ def draw_samples(
         photo: of the person, to stand beside the samples.
 
     Returns:
-        Mean cosine to the person by each encoder, as ``similarity/<name>``; 0 where no face was found, and
-        ``face_found``, their share.
+        Mean cosine to the person by each encoder, as ``similarity/<name>``, 0 where no face was found;
+        ``face_found``, their share; ``diversity``, see `picture_diversity`.
     """
     seen: list[Likeness] = []
-    tiles = []
+    tiles, images = [], []
     for i, sitter in enumerate(sitters):
         image = pipe(sitter.prompt, identity=sitter.identity, seed=seed + i).images[0]
+        images.append(to_tensor(image))
         eyes = {
             encoder.id: Eye(encode=lambda crops, e=encoder: e.encode(crops).unit, reference=vector)
             for encoder, vector in zip(judges.encoders, sitter.references, strict=True)
@@ -116,7 +119,8 @@ def draw_samples(
         f"similarity/{encoder.name}": float(np.mean([likeness.similarity[encoder.id] for likeness in seen]))
         for encoder in judges.encoders
     }
-    return {**means, "face_found": float(np.mean([likeness.face_found for likeness in seen]))}
+    found = float(np.mean([likeness.face_found for likeness in seen]))
+    return {**means, "face_found": found, "diversity": picture_diversity(torch.stack(images))}
 
 
 def _tile(image: Image.Image, sitter: Sitter, seen: Likeness, judges: Judges) -> Tile:

@@ -6,8 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from idgen import mini
 from idgen.diffusion.denoiser import encode_texts, picture_px
+from idgen.diffusion.latents import decode_latents
+from idgen.diffusion.tiny_decoder import Decoder, load_decoder
 from idgen.encoders.arcface import load_encoder
+from idgen.errors import WeightsError
 from idgen.faces.detect import Detector, load_detector
 from idgen.faces.framing import Framing
 from idgen.faces.scrfd import ScrfdDetector
@@ -50,7 +54,7 @@ def open_studio(
 
 
 def face_reader(
-    studio: Studio, encoder: str, device: torch.device, *, detect_in_prediction: bool
+    studio: Studio, encoder: str, device: torch.device, *, detect_in_prediction: bool, decoder: str
 ) -> FaceReader:
     """What sees the face in a predicted picture.
 
@@ -59,12 +63,36 @@ def face_reader(
         encoder: its encoder's name: the torch form is opened here.
         device: that computes.
         detect_in_prediction: whether landmarks are looked for in the prediction.
+        decoder: "full" for the model's own, "mini" for the small one of mini, else as in `load_decoder`.
+
+    Raises:
+        ModelNotFoundError: if there is no such decoder.
+        WeightsError: if it cannot be read, or is for other latents.
     """
     detector: Detector | None = studio.detector if detect_in_prediction else None
     if isinstance(detector, ScrfdDetector):
         detector = detector.fitted(studio.framing.size_px)
     network = load_encoder(encoder).torch_encoder().to(device).requires_grad_(False)
-    return FaceReader(vae=studio.vae, encoder=network, detector=detector)
+    vae = studio.vae if decoder == "full" else _small_decoder(studio, decoder)
+    nn.Module.to(vae, device)  # the decorated method of diffusers hides its argument from type checkers
+    return FaceReader(vae=vae, encoder=network, detector=detector)
+
+
+def _small_decoder(studio: Studio, decoder: str) -> Decoder:
+    small = load_decoder(mini.DECODER if decoder == "mini" else Path(decoder).expanduser())
+    channels, side = studio.vae.config["latent_channels"], studio.framing.size_px
+    factor = 2 ** (len(studio.vae.config["block_out_channels"]) - 1)
+    latents = torch.zeros(1, channels, 2, 2)
+    try:
+        made = decode_latents(small, latents)
+    except RuntimeError:  # what convolutions say of other widths
+        made = latents
+    if made.shape != (1, 3, 2 * factor, 2 * factor):
+        raise WeightsError(
+            f"the decoder {decoder} is not for this model, whose pictures of {side} pixels come from "
+            f"{channels} x {side // factor} x {side // factor} latents; set decoder to full"
+        )
+    return small
 
 
 def step_activations(

@@ -1,0 +1,1 @@
+"""The embedded preference model: which of two face crops looks more like a good photograph."""
