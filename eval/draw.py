@@ -30,13 +30,13 @@ from idgen.data.manifest import write_manifest
 from idgen.data.prompts import prompts_for
 from idgen.encoders.base import FaceEncoder
 from idgen.encoders.card import read_encoder_card
-from idgen.errors import ConfigError, RunFolderError
+from idgen.errors import ConfigError
 from idgen.identity import Identity
 from idgen.opening import hide_loading_bars, model_folder, open_kit, open_model
 from idgen.pipeline import IDPipeline, IDPipelineXL
 from idgen.reference import embed_crop
 from idgen.report.sheet import Tile, contact_sheet
-from idgen.runs import file_sha256
+from idgen.runs import file_sha256, keep_settings
 from idgen.storage import replacing, write_json
 from idgen.synth.identities import load_people, separated_people
 
@@ -154,22 +154,6 @@ def write_sheet(folder: Path, rows: list[dict[str, Any]], count: int) -> None:
         contact_sheet(tiles, columns=count if count > 4 else 2 * count, tile_px=SHEET_PX).save(file, "PNG")
 
 
-def keep_settings(options: argparse.Namespace, encoder_id: str) -> None:
-    """Write what decides the pictures, or refuse a folder in which something else decided them."""
-    settings = {name: str(value) for name, value in sorted(vars(options).items()) if name != "out"}
-    settings["encoder"] = encoder_id
-    path = options.out / SETTINGS
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            raise RunFolderError(f"{options.out} was drawn with other settings ({', '.join(changed)})")
-    elif options.out.exists() and any(options.out.iterdir()):
-        raise RunFolderError(f"{options.out} holds other files; choose another --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
-
-
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = model_folder(options.model)
     kit = open_kit(folder, adapter=options.adapter, encoder=options.encoder)
     encoder = kit.encoder
-    keep_settings(options, encoder.id)
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    keep_settings(options.out, SETTINGS, {**settings, "encoder": encoder.id})
     if options.new:
         vectors = invent_people(table, encoder, options)
         people = [Person(identity=f"new-{i:04d}", reference="", row=i) for i in range(len(vectors))]

@@ -29,10 +29,10 @@ from idgen.data.images import FaceTable, load_faces, split_people
 from idgen.data.manifest import write_manifest
 from idgen.data.prompts import prompts_for
 from idgen.encoders.arcface import load_encoder
-from idgen.errors import ConfigError, RunFolderError, TrainingError
+from idgen.errors import ConfigError, TrainingError
 from idgen.opening import hide_loading_bars, model_folder
 from idgen.pipeline import IDPipeline, IDPipelineXL, open_pipeline
-from idgen.runs import file_sha256
+from idgen.runs import file_sha256, keep_settings
 from idgen.storage import replacing, write_json
 from idgen.tuning.lora import WEIGHTS_NAME
 from idgen.tuning.prior import prior_pictures
@@ -162,26 +162,6 @@ def draw(pipe: IDPipeline | IDPipelineXL, job: Job, options: argparse.Namespace)
     return rows
 
 
-def keep_settings(options: argparse.Namespace, methods: Mapping[str, Path]) -> None:
-    """Write what decides the result, or refuse a folder in which something else did.
-
-    Raises:
-        RunFolderError: if it holds something else.
-    """
-    left_out = ("out", "method")
-    settings = {name: str(value) for name, value in sorted(vars(options).items()) if name not in left_out}
-    path = options.out / SETTINGS
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            raise RunFolderError(f"{options.out} was made with other settings ({', '.join(changed)})")
-    elif options.out.exists() and any(options.out.iterdir()):
-        raise RunFolderError(f"{options.out} holds other files; choose another --out")
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
-
-
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = split_people(table)[1] if options.held_out else table
     chosen = choose_photos(table, options.people, options.photos, options.seed)
     encoder = load_encoder(options.encoder)
-    keep_settings(options, methods)
+    # methods may be added later; the rest is the same for all of them
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "method")}
+    keep_settings(options.out, SETTINGS, settings)
     write_photos(table, chosen, options.out)
     hide_loading_bars()
     folder = model_folder(options.model)

@@ -204,3 +204,27 @@ class PictureRun:
 def _brief(value: object, limit: int = 60) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Write what decides the content of a folder into it, or refuse a folder that something else decided.
+
+    Args:
+        folder: made if it is not there.
+        name: of the JSON file.
+        settings: compared as text.
+
+    Raises:
+        RunFolderError: if it was made with other settings, or holds other files.
+        StorageError: if it cannot be written.
+    """
+    path, plain = folder / name, {key: str(value) for key, value in sorted(settings.items())}
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [key for key in plain if before.get(key) != plain[key]]
+        if changed:
+            raise RunFolderError(f"{folder} was made with other settings ({', '.join(changed)})")
+    elif folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(f"{folder} holds other files; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, plain)

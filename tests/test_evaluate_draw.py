@@ -4,13 +4,10 @@ import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
-import skimage.data
+from face_tables import portrait, write_table
 from PIL import Image
 
 from idgen.data.pictures import read_pictures
@@ -30,18 +27,9 @@ def program() -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three people of two portraits each: parts of one photograph, in different colours."""
-    path = tmp_path_factory.mktemp("faces") / "faces.parquet"
-    portrait = Image.fromarray(skimage.data.astronaut()).crop((150, 30, 300, 180)).resize((128, 128))
-    rows: list[dict[str, Any]] = []
-    for number in range(6):
-        pixels = np.roll(np.asarray(portrait), number, axis=2)
-        file = path.with_name(f"{number}.png")
-        Image.fromarray(pixels).save(file)
-        labels = dict.fromkeys(("p_female", "p_happy", "yaw", "pitch", "roll"), 0.5)
-        image = {"bytes": file.read_bytes(), "path": file.name}
-        rows.append({"image": image, "file": file.name, "identity": f"person {number // 2}", **labels})
-    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
-    return path
+    images = [np.roll(portrait(), number, axis=2) for number in range(6)]
+    people = [f"person {number // 2}" for number in range(6)]
+    return write_table(tmp_path_factory.mktemp("faces") / "faces.parquet", images, people)
 
 
 def options(faces: Path, out: Path, *more: str) -> list[str]:

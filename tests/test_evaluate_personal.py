@@ -4,13 +4,10 @@ import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import pytest
-import skimage.data
-from PIL import Image
+from face_tables import portrait, write_table
 
 from idgen.data.pictures import read_pictures
 from idgen.errors import ConfigError, RunFolderError, TrainingError
@@ -26,20 +23,13 @@ def program() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two people of four portraits each, and one of three: parts of one photograph, in different colours."""
-    path = tmp_path_factory.mktemp("faces") / "faces.parquet"
-    portrait = Image.fromarray(skimage.data.astronaut()).crop((150, 30, 300, 180)).resize((128, 128))
-    rows: list[dict[str, Any]] = []
-    for number in range(11):
-        pixels = np.roll(np.asarray(portrait), number // PHOTOS, axis=2) // (1 + number % PHOTOS / 10)
-        file = path.with_name(f"{number}.png")
-        Image.fromarray(pixels.astype(np.uint8)).save(file)
-        labels = dict.fromkeys(("p_female", "p_happy", "yaw", "pitch", "roll"), 0.5)
-        image = {"bytes": file.read_bytes(), "path": file.name}
-        who = f"person {number // PHOTOS}"
-        rows.append({"image": image, "file": file.name, "identity": who, **labels})
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
+    """Two people of four portraits each, and one of three: one photograph, in different colours."""
+    images = [
+        (np.roll(portrait(), number // PHOTOS, axis=2) // (1 + number % PHOTOS / 10)).astype(np.uint8)
+        for number in range(11)
+    ]
+    people = [f"person {number // PHOTOS}" for number in range(11)]
+    return write_table(tmp_path_factory.mktemp("faces") / "faces.parquet", images, people)
 
 
 def command(faces: Path, out: Path, *more: str) -> list[str]:

@@ -7,13 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-import skimage.data
 import torch
 from diffusers import AutoencoderTiny
-from PIL import Image
+from face_tables import portrait, write_table
 from safetensors.torch import save_file
 
 from idgen.diffusion.latents import decode_latents
@@ -30,19 +27,10 @@ def program() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve people of one portrait each: parts of one photograph, in different colours."""
-    path = tmp_path_factory.mktemp("faces") / "faces.parquet"
-    portrait = Image.fromarray(skimage.data.astronaut()).crop((150, 30, 300, 180)).resize((128, 128))
-    rows: list[dict[str, Any]] = []
-    for number in range(12):
-        pixels = np.roll(np.asarray(portrait), number, axis=1)
-        file = path.with_name(f"{number}.png")
-        Image.fromarray(pixels).save(file)
-        labels = dict.fromkeys(("p_female", "p_happy", "yaw", "pitch", "roll"), 0.5)
-        image = {"bytes": file.read_bytes(), "path": file.name}
-        rows.append({"image": image, "file": file.name, "identity": f"person {number}", **labels})
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
+    """Twelve people of one portrait each: one photograph, moved sideways."""
+    images = [np.roll(portrait(), number, axis=1) for number in range(12)]
+    people = [f"person {number}" for number in range(12)]
+    return write_table(tmp_path_factory.mktemp("faces") / "faces.parquet", images, people)
 
 
 def command(faces: Path, out: Path, *settings: str) -> list[str]:
