@@ -88,7 +88,9 @@ def test_what_cannot_be_gone_on_from(world: World, tmp_path: Path, capfd: pytest
     empty.mkdir()
     refuse(reward(empty, out, preset="id_aligner_lora"), "is no run of `idgen train lora`")
     (empty / "config.yaml").write_text("steps: 3\n")
-    refuse(reward(empty, out, preset="id_aligner_lora"), "names neither photos nor faces")
+    refuse(reward(empty, out, preset="id_aligner_lora"), "is not of a LoRA or an adapter")
+    (empty / "config.yaml").write_text("photos: somewhere\nstages: {tokens: 2}\n")
+    refuse(reward(empty, out, preset="id_aligner_lora"), "trained identity tokens (stages)")
     (empty / "config.yaml").write_text("photos: somewhere\n")
     refuse(reward(empty, out, preset="id_aligner_lora"), "has not finished")
     refuse(

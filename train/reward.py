@@ -32,15 +32,20 @@ def kind_of(run: Path) -> str:
     """Which program made ``run``: "lora" or "adapter".
 
     Raises:
-        RunFolderError: if neither did, or it has not finished.
+        RunFolderError: if neither did, it has not finished, or it trained identity tokens (lost here).
     """
     written = run / "config.yaml"
     if not written.is_file():
         raise RunFolderError(f"{run} is no run of `idgen train lora` or `idgen train adapter`: no {written}")
     settings = read_yaml(written)
-    kind = "lora" if "photos" in settings else "adapter" if "faces" in settings else None
+    kind = "lora" if "photos" in settings else "adapter" if "pictures_per_person" in settings else None
     if kind is None:
-        raise RunFolderError(f"{run} is a run of another program: {written} names neither photos nor faces")
+        raise RunFolderError(f"{run} is a run of another program: {written} is not of a LoRA or an adapter")
+    if settings.get("stages"):
+        raise RunFolderError(
+            f"{run} trained identity tokens (stages), and a reward goes on from a LoRA or an adapter alone; "
+            "put the terms identity_reward and aesthetic_reward into the configuration of that run instead"
+        )
     if not (run / RESULTS[kind]).is_file():
         raise RunFolderError(f"{run} has not finished: there is no {run / RESULTS[kind]}; let it end first")
     return kind
