@@ -18,7 +18,19 @@ PROGRAMS = [
 # A room (a module or folder of idgen) may import rooms of its own step and of those above it in this list.
 STEPS = [
     {"errors", "registry", "config", "pixels", "storage"},
-    {"identity", "faces", "data", "metrics", "provenance", "mini", "runs", "startup", "training"},
+    {
+        "identity",
+        "faces",
+        "data",
+        "metrics",
+        "provenance",
+        "mini",
+        "runs",
+        "startup",
+        "stylegan",
+        "training",
+        "weights",
+    },
     {"encoders"},
     {"adapters", "diffusion", "preference", "report", "reference", "portraits"},
     {"objectives", "recognition"},

@@ -9,16 +9,12 @@ any number of tokens, with or without the LoRA part. Nothing in a file is ever i
 """
 
 import hashlib
-import pickle
-import pickletools
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -29,8 +25,7 @@ from idgen.adapters.install import IDAdapter
 from idgen.adapters.projection import FaceIDProjection
 from idgen.errors import ModelNotFoundError, WeightsError
 from idgen.storage import sorted_header, write_bytes, write_json
-
-PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+from idgen.weights import PICKLES, read_tensors
 
 _LAYER_KEY = re.compile(r"ip_adapter\.(\d+)\.to_(?:[kv]_ip|(?:q|k|v|out)_lora\.(?:down|up))\.weight")
 
@@ -103,7 +98,7 @@ def read_adapter(path: str | Path, *, encoder: str | None = None) -> AdapterFile
         ConfigError: if the JSON beside it cannot be used.
     """
     path = _find(Path(path))
-    state, metadata = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
+    state, metadata = read_tensors(path)
     check_family(state, path.name)
     adapter = _build(state, path.name)
     with path.open("rb") as file:
@@ -126,53 +121,6 @@ def _find(path: Path) -> Path:
     if path.suffix not in {".safetensors", *PICKLES}:
         raise WeightsError(f"{path.name} is no adapter file: it should end in .safetensors (or .bin)")
     return path
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or is not a safetensors file: {error}") from None
-
-
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a pickle, read by torch's restricted unpickler, which calls nothing a file asks for."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error) and not _calls_something(path.read_bytes()):
-            raise WeightsError(f"{path} is damaged or is not a file of weights") from None
-        raise WeightsError(
-            f"{path} is a pickle with code in it, and reading it would run that code; ask for the weights as "
-            ".safetensors, or convert them where you trust the file"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is damaged or is not a file of weights: {error}") from None
-    state: dict[str, Tensor] = {}
-    _flatten(content, "", state, path.name)
-    return state, {}
-
-
-def _calls_something(data: bytes) -> bool:
-    """Whether a pickle, never run here, names a function or class; torch words this in many ways."""
-    try:
-        return any("GLOBAL" in opcode.name for opcode, _, _ in pickletools.genops(data))
-    except (ValueError, UnicodeDecodeError):  # no pickle at all
-        return False
-
-
-def _flatten(node: Any, at: str, state: dict[str, Tensor], source: str) -> None:  # noqa: ANN401 - plain data
-    """``{"image_proj": {"norm.weight": x}}`` -> ``{"image_proj.norm.weight": x}``."""
-    if isinstance(node, Tensor):
-        state[at] = node
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            _flatten(value, f"{at}.{key}" if at else str(key), state, source)
-    else:
-        raise WeightsError(
-            f"{source} holds a {type(node).__name__} at {at or 'its top'}, where tensors should be"
-        )
 
 
 def _build(state: dict[str, Tensor], source: str) -> IDAdapter:
