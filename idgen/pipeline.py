@@ -8,15 +8,18 @@
 Everything that the pipelines of diffusers do stays as it is. Without an identity, or at strength 0, the
 pictures are those of the base model, bit for bit.
 
+Two adapters can be loaded side by side, one that reads face vectors and one that reads W+ codes; each gives
+a row what it knows of the person in it.
+
 Shapes: R rows, P = R * num_images_per_prompt pictures, in the order row 0, row 0, ..., row 1, ...
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,21 +29,24 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from safetensors import SafetensorError
 
 from idgen import mini
-from idgen.adapters.call import finite, plain, read_call, share_of_guidance, spread_to_pictures
+from idgen.adapters.call import finite, read_call, share_of_guidance
 from idgen.adapters.checkpoint import AdapterFile, read_adapter, write_adapter
-from idgen.adapters.conditioning import conditioned
-from idgen.adapters.guidance import guided_apart
-from idgen.adapters.install import install_adapter, remove_adapter
-from idgen.adapters.rows import Person, identity_rows
+from idgen.adapters.conditioning import injected
+from idgen.adapters.install import IDAdapter, install_adapter, remove_adapter
+from idgen.adapters.rows import Person
 from idgen.adapters.stages import StageTokens, read_stage_tokens, staged
+from idgen.adapters.wplus import WPlusAdapter
 from idgen.config import from_mapping, nearest
-from idgen.diffusion.schedule import IDSchedule
 from idgen.errors import ConfigError, ModelNotFoundError, WeightsError
 from idgen.identity import Identity
 from idgen.storage import write_json
 
 DEFAULTS_NAME = "idgen.json"  # beside model_index.json: the settings a model likes best
 ADAPTER_FOLDER = "adapter"  # in a saved pipeline
+WPLUS_FOLDER = "wplus"  # likewise
+
+_FACE, _WPLUS = IDAdapter.feature_kind, WPlusAdapter.feature_kind
+_FOLDERS = {_FACE: ADAPTER_FOLDER, _WPLUS: WPLUS_FOLDER}
 
 _KINDS = {
     "StableDiffusionPipeline": (StableDiffusionPipeline, "IDPipeline"),
@@ -62,14 +68,19 @@ class IdentityMixin(DiffusionPipeline):
     """What idgen adds to a diffusers pipeline with a UNet. Use ``IDPipeline`` or ``IDPipelineXL``."""
 
     model_defaults: ClassVar[Defaults] = Defaults()
-    _adapter: AdapterFile | None = None
+    _adapters: Mapping[str, AdapterFile] = MappingProxyType({})  # by the kind of feature that they read
     _stage_tokens: StageTokens | None = None
     _defaults: Defaults | None = None
 
     @property
-    def adapter(self) -> AdapterFile | None:
-        """The adapter that is loaded, with its card."""
-        return self._adapter
+    def adapter(self) -> AdapterFile[IDAdapter] | None:
+        """The face-vector adapter that is loaded, with its card."""
+        return self._adapters.get(_FACE)
+
+    @property
+    def wplus_adapter(self) -> AdapterFile[WPlusAdapter] | None:
+        """The W+ adapter that is loaded, with its card."""
+        return self._adapters.get(_WPLUS)
 
     @property
     def defaults(self) -> Defaults:
@@ -80,8 +91,8 @@ class IdentityMixin(DiffusionPipeline):
     def from_pretrained(cls, model: str | Path, **settings: Any) -> Self:  # noqa: ANN401  # pyright: ignore
         """Open the embedded model (``"mini"``), a diffusers folder, or a model of the Hub.
 
-        The adapter that lies in the folder (``save_pretrained`` puts it there) is loaded with it, and so is
-        mini's own.
+        The adapters that lie in the folder (``save_pretrained`` puts them there) are loaded with it, and so
+        is mini's own.
 
         Args:
             model: ``"mini"``, a folder, or an id such as ``"stable-diffusion-v1-5/stable-diffusion-v1-5"``.
@@ -109,14 +120,15 @@ class IdentityMixin(DiffusionPipeline):
             pipe._defaults = _read_defaults(defaults)
         if model == "mini":
             pipe.load_adapter(mini.ADAPTER)
-        elif (Path(folder) / ADAPTER_FOLDER).is_dir():
-            pipe.load_adapter(Path(folder) / ADAPTER_FOLDER)
+        for name in _FOLDERS.values():
+            if (Path(folder) / name).is_dir():
+                pipe.load_adapter(Path(folder) / name)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # noqa: ANN401 # pyright: ignore
-        """Save as an ordinary diffusers folder, with ``adapter/`` and ``idgen.json`` beside the base model.
+        """Save as an ordinary diffusers folder; beside the model ``adapter/``, ``wplus/`` and ``idgen.json``.
 
-        Plain diffusers opens the base model from it, and the adapter by ``load_ip_adapter``.
+        Plain diffusers opens the base model from it, and the face-vector adapter by ``load_ip_adapter``.
         """
         super().save_pretrained(str(save_directory), **settings)
         folder = Path(save_directory)
@@ -126,18 +138,17 @@ class IdentityMixin(DiffusionPipeline):
         )
         write_json(folder / self.config_name, index)
         write_json(folder / DEFAULTS_NAME, asdict(self.defaults))
-        if self._adapter is not None:
-            place = folder / ADAPTER_FOLDER
+        for kind, file in self._adapters.items():
+            place = folder / _FOLDERS[kind]
             place.mkdir(exist_ok=True)
-            file = self._adapter
             write_adapter(place / f"{file.path.stem}.safetensors", file.adapter, file.card, dtype=file.dtype)
 
     def load_adapter(self, path: str | Path | AdapterFile, *, encoder: str | None = None) -> AdapterFile:
-        """Put an IP-Adapter FaceID file on the model, in place of the one before.
+        """Put an IP-Adapter FaceID file or a W+ adapter on the model, in place of the one of its kind before.
 
         Args:
             path: the file, a folder with exactly one, or what ``read_adapter`` made of it.
-            encoder: whose face vectors it reads, where the file does not say so.
+            encoder: whose face vectors or W+ codes it reads, where the file does not say so.
 
         Raises:
             ModelNotFoundError: if there is no such file.
@@ -145,13 +156,21 @@ class IdentityMixin(DiffusionPipeline):
         """
         file = path if isinstance(path, AdapterFile) else read_adapter(path, encoder=encoder)
         install_adapter(self.unet, file.adapter)
-        self._adapter = file
+        loaded = {**self._adapters, file.adapter.feature_kind: file}
+        self._adapters = dict(sorted(loaded.items()))  # no picture depends on which was loaded first
         return file
 
     def unload_adapter(self) -> None:
-        """Take the adapter off; the model is bit for bit what it was."""
-        remove_adapter(self.unet)
-        self._adapter = None
+        """Take the face-vector adapter off; without a W+ adapter, the model is bit for bit what it was."""
+        self._unload(_FACE)
+
+    def unload_wplus_adapter(self) -> None:
+        """Take the W+ adapter off; without another one, the model is bit for bit what it was."""
+        self._unload(_WPLUS)
+
+    def _unload(self, feature_kind: str) -> None:
+        remove_adapter(self.unet, feature_kind)
+        self._adapters = {kind: file for kind, file in self._adapters.items() if kind != feature_kind}
 
     def load_stage_tokens(self, path: str | Path | StageTokens) -> StageTokens:
         """Put a person's identity tokens beside every prompt, in place of those before.
@@ -185,6 +204,10 @@ class IdentityMixin(DiffusionPipeline):
         id_end: float = 1.0,
         id_layers: Mapping[str, float] | None = None,
         lora_scale: float = 1.0,
+        wplus_scale: float | Sequence[float] = 1.0,
+        wplus_start: float = 0.2,
+        wplus_end: float = 1.0,
+        wplus_layers: Mapping[str, float] | None = None,
         seed: int | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -203,6 +226,10 @@ class IdentityMixin(DiffusionPipeline):
             id_end: part up to which it has, in (0, 1].
             id_layers: factors on the strength by layer group, as in ``IDSchedule.layers``.
             lora_scale: strength of the adapter's LoRA part, where it has one; off in rows of strength 0.
+            wplus_scale: as ``id_scale``, for the W+ adapter; the names with ``id_`` are for the other one.
+            wplus_start: as ``id_start``; the first fifth of the steps goes without, as published.
+            wplus_end: as ``id_end``.
+            wplus_layers: as ``id_layers``.
             seed: of the noise: one (it counts on from picture to picture), one a row, or one a picture.
             num_inference_steps: the model's own where None.
             guidance_scale: the model's own where None; 1 switches guidance off.
@@ -213,6 +240,7 @@ class IdentityMixin(DiffusionPipeline):
 
         Raises:
             ConfigError: if a value is out of range, lists differ in length, or no adapter is loaded.
+            IdentityError: if somebody has nothing that a loaded adapter reads.
             EncoderMismatchError: if an identity is of another encoder than the adapter's.
         """
         defaults = self.defaults
@@ -229,58 +257,35 @@ class IdentityMixin(DiffusionPipeline):
             },
             identity,
         )
-        scales = spread_to_pictures(plain(id_scale), call.num_rows, call.num_images, "id_scale")
-        schedule = IDSchedule(scale=tuple(scales), id_start=id_start, id_end=id_end, layers=id_layers or {})
+        schedules = {
+            _FACE: call.schedule("id", id_scale, id_start, id_end, id_layers),
+            _WPLUS: call.schedule("wplus", wplus_scale, wplus_start, wplus_end, wplus_layers),
+        }
         apart = None
         if id_guidance_scale is not None:
             apart = share_of_guidance(id_guidance_scale, call.settings["guidance_scale"])
-        lora_strength = finite(lora_scale, "lora_scale")
         with (
             staged(self.unet, self._stage_tokens, call.num_rows * call.num_images),  # before rows are added
-            self._conditioned(call.persons, schedule, lora_strength, call.num_images, apart),
-        ):
-            return super().__call__(**call.settings)  # pyright: ignore[reportAttributeAccessIssue]
-
-    @contextmanager
-    def _conditioned(
-        self,
-        persons: list[Person],
-        schedule: IDSchedule,
-        lora_scale: float,
-        num_images: int,
-        apart: float | None,
-    ) -> Iterator[None]:
-        """A block in which the UNet sees these persons; nothing at all if there are none."""
-        if all(person is None for person in persons):
-            yield
-            return
-        if self._adapter is None:
-            raise ConfigError(
-                "an identity was given, but no adapter is loaded; load one with pipe.load_adapter(FILE)"
-            )
-        rows = identity_rows(persons, self._adapter, num_images)
-        adapter = self._adapter.adapter.to(self._execution_device, self.unet.dtype)
-        if not adapter.is_on(self.unet):  # pipe.unet was exchanged
-            install_adapter(self.unet, adapter)
-        guided = nullcontext() if apart is None else guided_apart(self.unet, len(rows.id_embedding), apart)
-        with (
-            guided,  # before the conditioning, which must see the rows that it adds
-            conditioned(
+            injected(
                 self.unet,
-                adapter,
-                rows,
-                schedule,
-                lora_scale=lora_scale,
+                self._adapters.values(),
+                call.persons,
+                schedules,
+                lora_scale=finite(lora_scale, "lora_scale"),
+                num_images=call.num_images,
+                apart=apart,
+                device=self._execution_device,
                 num_steps=lambda: self.num_timesteps,  # pyright: ignore[reportAttributeAccessIssue]
             ),
         ):
-            yield
+            return super().__call__(**call.settings)  # pyright: ignore[reportAttributeAccessIssue]
 
     def maybe_free_model_hooks(self) -> None:
-        """Called by diffusers at the end of a call: with cpu offload the adapter goes to the CPU as well."""
+        """Called by diffusers at the end of a call: with cpu offload the adapters go to the CPU as well."""
         super().maybe_free_model_hooks()
-        if self._adapter is not None and getattr(self, "_all_hooks", []):
-            self._adapter.adapter.to("cpu")
+        if getattr(self, "_all_hooks", []):
+            for file in self._adapters.values():
+                file.adapter.to("cpu")
 
 
 class IDPipeline(IdentityMixin, StableDiffusionPipeline):  # pyright: ignore

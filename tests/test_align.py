@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.data import astronaut
 from skimage.transform import SimilarityTransform
 
@@ -11,6 +12,8 @@ from idgen.errors import FaceError
 from idgen.faces.align import (
     ARCFACE_TEMPLATE,
     align_faces,
+    align_ffhq,
+    ffhq_matrix,
     invert,
     similarity_matrix,
     transform_points,
@@ -142,3 +145,70 @@ def test_gradient_reaches_every_landmark_and_the_pixels_of_the_face() -> None:
     assert image.grad is not None
     assert (landmarks.grad.abs().sum(dim=2) > 0).all()
     assert (image.grad[:, :, 9:119, 9:119].abs() > 0).float().mean() > 0.99
+
+
+# the pose of FFHQ ------------------------------------------------------------------------------------------
+
+
+def ffhq_corners(landmarks: np.ndarray) -> np.ndarray:
+    """The crop of one face as FFHQ's script finds it: (4, 2), from the upper left one down and around."""
+    eyes, mouth = (landmarks[0] + landmarks[1]) / 2, (landmarks[3] + landmarks[4]) / 2
+    across, down = landmarks[1] - landmarks[0], mouth - eyes
+    x = across - np.array([-down[1], down[0]])
+    x = x / np.hypot(*x) * max(np.hypot(*across) * 2.0, np.hypot(*down) * 1.8)
+    y = np.array([-x[1], x[0]])
+    centre = eyes + down * 0.1
+    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+
+
+def test_ffhq_crop_has_the_corners_of_its_script() -> None:
+    landmarks = random_landmarks(50)
+    corners = torch.from_numpy(np.stack([ffhq_corners(points) for points in landmarks.numpy()]))
+    moved = transform_points(ffhq_matrix(landmarks, 64), corners)
+    # the outer corner of the first pixel lies half a pixel before its centre
+    expected = torch.tensor([[-0.5, -0.5], [-0.5, 63.5], [63.5, 63.5], [63.5, -0.5]]).double()
+    torch.testing.assert_close(moved, expected.expand(50, 4, 2))
+
+
+def test_ffhq_crop_of_a_known_face() -> None:
+    """Upright, 60 pixels from eye to eye and to the mouth: 2.0 x 60 = 120 each way from 6 below the eyes."""
+    face = torch.tensor([[[170.0, 200], [230, 200], [205, 230], [180, 260], [220, 260]]])
+    expected = torch.tensor([[[1.0, 0, -80.5], [0, 1, -86.5]]])  # 200 - 120 + 0.5, 206 - 120 + 0.5
+    torch.testing.assert_close(ffhq_matrix(face, 240), expected)
+    long = face.clone()
+    long[:, 3:, 1] += 60  # now 1.8 x 120 = 216 counts, and the centre lies 12 below the eyes
+    expected = torch.tensor([[[0.5, 0, 0.5 * (0.5 - 200) + 107.75], [0, 0.5, 0.5 * (0.5 - 212) + 107.75]]])
+    torch.testing.assert_close(ffhq_matrix(long, 216)[:, :, :2], expected[:, :, :2])
+    middle = transform_points(ffhq_matrix(long, 216), torch.tensor([[[200.0, 212.0]]]))
+    torch.testing.assert_close(middle, torch.tensor([[[107.5, 107.5]]]))
+    turned = torch.stack([-face[..., 1], face[..., 0]], dim=-1)  # by a quarter: the same crop
+    crops = [transform_points(ffhq_matrix(f, 240), f) for f in (face, turned)]
+    torch.testing.assert_close(*crops)
+
+
+def test_ffhq_crop_equals_pillow_on_the_corners() -> None:
+    """FFHQ's script gives Pillow the corners, half a pixel on, since Pillow counts from the pixels' edges."""
+    picture = cv2.GaussianBlur(astronaut(), (0, 0), 3)
+    landmarks = torch.tensor([[[205.1, 116.9], [247.5, 122.8], [222.4, 146.6], [201.0, 161], [239.0, 166.4]]])
+    corners = (ffhq_corners(landmarks[0].numpy()) + 0.5).flatten()
+    size = (192, 192)
+    quad = Image.fromarray(picture).transform(size, Image.Transform.QUAD, corners, Image.Resampling.BILINEAR)
+    ours = align_ffhq(torch.from_numpy(picture).permute(2, 0, 1)[None].double(), landmarks.double(), 192)
+    assert np.abs(ours[0].permute(1, 2, 0).numpy() - np.asarray(quad)).max() < 2  # Pillow rounds down
+
+
+def test_ffhq_crop_mirrors_what_lies_outside_of_the_photo() -> None:
+    """Twice 12 pixels each way from (9.5, 11.5): 14 columns and 12 rows are missing before, 2 and 4 after."""
+    face = torch.tensor([[[3.5, 10.5], [15.5, 10.5], [10, 13], [5.5, 20.5], [13.5, 20.5]]])
+    photo = torch.rand(1, 3, 32, 32)
+    expected = np.pad(photo.numpy(), ((0, 0), (0, 0), (12, 4), (14, 2)), mode="symmetric")
+    torch.testing.assert_close(align_ffhq(photo, face, 48), torch.from_numpy(expected), atol=1e-5, rtol=0)
+
+
+def test_ffhq_gradients_equal_finite_differences_and_a_face_without_direction_is_refused() -> None:
+    image = torch.rand(2, 2, 9, 11, dtype=torch.float64, requires_grad=True)
+    landmarks = (ARCFACE_TEMPLATE.double() / 28 + torch.tensor([3.13, 2.71])).repeat(2, 1, 1)
+    landmarks = (landmarks + torch.randn(2, 5, 2, dtype=torch.float64) * 0.05).requires_grad_()
+    assert torch.autograd.gradcheck(lambda i, p: align_ffhq(i, p, 5), (image, landmarks), eps=1e-7, atol=1e-5)
+    with pytest.raises(FaceError, match="leave open where is up"):
+        ffhq_matrix(torch.ones(1, 5, 2), 64)

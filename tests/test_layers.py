@@ -32,7 +32,7 @@ STEPS = [
         "weights",
     },
     {"encoders"},
-    {"adapters", "diffusion", "preference", "report", "reference", "portraits"},
+    {"adapters", "diffusion", "editing", "preference", "report", "reference", "portraits"},
     {"objectives", "recognition"},
     {"pipeline"},
     {"synth", "opening", "tuning"},

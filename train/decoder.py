@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, l1_loss
+from torch.nn.functional import l1_loss
 from tqdm import tqdm
 
 from idgen.config import program_arguments
-from idgen.data.images import ARCFACE_MARGIN, training_faces
+from idgen.data.images import arcface_crops, training_faces
 from idgen.diffusion.denoiser import Denoiser, encode_texts, picture_px
 from idgen.diffusion.latents import decode_latents, encode_latents
 from idgen.diffusion.prediction import NoiseSchedule
@@ -81,24 +81,16 @@ def collect(config: DecoderConfig, pipe: IDPipeline | IDPipelineXL) -> tuple[Ten
     return torch.cat(latents), torch.cat(pictures)
 
 
-def crops_of(pictures: Tensor, encoder: TorchEncoder) -> Tensor:
-    """The ArcFace crop of aligned pictures (B, 3, H, H), at the encoder's size."""
-    inner = round(pictures.shape[-1] * ARCFACE_MARGIN / 128)
-    size = encoder.crop.size_px
-    cut = pictures[..., inner:-inner, inner:-inner]
-    return interpolate(cut, size=(size, size), mode="bilinear", align_corners=False)
-
-
 def objective(
     made: Tensor, wanted: Tensor, encoder: TorchEncoder, config: DecoderConfig
 ) -> tuple[Tensor, dict[str, float]]:
     """L1 on pixels and on edges, and the cosine of what the encoder sees, in the first rows."""
     pixel = l1_loss(made, wanted)
     edge = sum(l1_loss(made.diff(dim=d), wanted.diff(dim=d)) for d in (-1, -2))
-    rows = slice(0, config.id_rows)
+    rows, size = slice(0, config.id_rows), encoder.crop.size_px
     with torch.no_grad():
-        person = encoder(crops_of(wanted[rows], encoder))
-    apart = (1 - (encoder(crops_of(made[rows], encoder)) * person).sum(dim=1)).mean()
+        person = encoder(arcface_crops(wanted[rows], size))
+    apart = (1 - (encoder(arcface_crops(made[rows], size)) * person).sum(dim=1)).mean()
     loss = pixel + edge + (config.id_weight * apart if config.id_rows else 0)
     return loss, {"l1": float(pixel.detach()), "edge": float(torch.as_tensor(edge).detach()),
                   "similarity": 1 - float(apart.detach())}  # fmt: skip

@@ -12,6 +12,7 @@ a call and not at every step. Scaling ``V`` is scaling the branch, and a row of 
 Shapes: B rows, L positions and C width of the layer, H heads, M identity tokens of a row (references x N).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,32 +76,41 @@ class LayerWeights(nn.Module):
                 yield target, lora
 
 
-class LayerBranch:
-    """The identity branch of one attention layer of one UNet, for the rows it is conditioned on now."""
+class TokenBranch(ABC):
+    """What the tokens of the rows say in one attention layer of one UNet, added to what the text says.
 
-    def __init__(self, name: str, attention: Attention, weights: LayerWeights) -> None:
+    Kinds of adapters differ in where keys and values come from and in what asks them.
+    """
+
+    def __init__(self, name: str, attention: Attention) -> None:
         self.name = name
         self._attention = attention
-        self._weights = weights
         self._mask: Tensor | None = None
         self._key: Tensor | None = None
         self._value: Tensor | None = None
         self._active: tuple[Tensor, Tensor] | None = None  # keys and s V, zero in rows that are off
-        self._query: Tensor | None = None
+        self._query: Tensor | None = None  # (B, H, L, C/H), from where it is made to where it is used
         self._lora_scale: Tensor | None = None
+
+    @abstractmethod
+    def attach(self) -> list[RemovableHandle]:
+        """Hook the layers as they are now, with whatever LoRA the user put around them."""
+
+    @abstractmethod
+    def _keys_and_values(self, id_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens (B, M, C_text), each (B, M, C)."""
 
     def set_tokens(self, id_tokens: Tensor, mask: Tensor | None) -> None:
         """Compute keys and values of the tokens (B, M, C_text).
 
         ``mask`` (B, M) is False where a row has no token.
         """
-        if self._weights.is_cross:
-            self._mask = None if mask is None else mask[:, None, None, :]
-            self._key = self._heads(self._weights.to_k_ip(id_tokens))
-            self._value = self._heads(self._weights.to_v_ip(id_tokens))
+        self._mask = None if mask is None else mask[:, None, None, :]
+        key, value = self._keys_and_values(id_tokens)
+        self._key, self._value = self._heads(key), self._heads(value)
 
     def set_strength(self, id_scale: Tensor, lora_scale: Tensor) -> None:
-        """Set the strength of the identity branch and of the LoRA, each (B,) and per row."""
+        """Set the strength of the identity branch and of the LoRA, if any, each (B,) and per row."""
         self._lora_scale = lora_scale
         if self._key is not None and self._value is not None:
             scale = id_scale.to(self._value)[:, None, None, None]
@@ -108,26 +118,9 @@ class LayerBranch:
             is_off = scale == 0
             self._active = torch.where(is_off, 0, self._key), torch.where(is_off, 0, self._value * scale)
 
-    def attach(self) -> list[RemovableHandle]:
-        """Hook the layers as they are now, with whatever LoRA the user put around them."""
-        handles = []
-        for target, lora in self._weights.loras():
-            self._check_not_fused()
-            handles.append(self._projection(target).register_forward_hook(self._add_lora(lora)))
-        if self._weights.is_cross:
-            handles.append(self._projection("q").register_forward_hook(self._read_query))
-            handles.append(self._projection("out").register_forward_pre_hook(self._add_identity))
-        return handles
-
     def clear(self) -> None:
         """Forget the rows."""
         self._mask = self._key = self._value = self._active = self._query = self._lora_scale = None
-
-    def _check_not_fused(self) -> None:
-        if getattr(self._attention, "fused_projections", False):
-            raise WeightsError(
-                f"{self.name} has fused projections, out of reach of a LoRA; call unfuse_qkv_projections()"
-            )
 
     def _projection(self, target: str) -> nn.Module:
         if target == "out":
@@ -138,30 +131,18 @@ class LayerBranch:
         """(B, M, C) -> (B, H, M, C/H)."""
         return x.unflatten(-1, (self._attention.heads, -1)).transpose(1, 2)
 
-    def _add_lora(self, lora: LowRank) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            assert self._lora_scale is not None
-            self._check_rows(len(output), len(self._lora_scale))
-            return output + lora(args[0], self._lora_scale)
-
-        return hook
-
-    def _read_query(self, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-        self._query = output
-
     def _add_identity(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Pre-hook of ``to_out``: what the query found is added to its input."""
         text, *rest = args
         if self._query is None:
             kind = type(self._attention.processor).__name__
             raise WeightsError(
                 f"the attention processor {kind} of {self.name} does not call to_q: no identity can be added"
             )
-        query, self._query = self._heads(self._query), None
+        query, self._query = self._query, None
         assert self._active is not None
         key, value = (x.to(query.dtype) for x in self._active)
         self._check_rows(len(query), len(key))
-        if self._attention.norm_q is not None:
-            query = self._attention.norm_q(query)
         identity = F.scaled_dot_product_attention(query, key, value, attn_mask=self._mask)
         return (text + identity.transpose(1, 2).flatten(2), *rest)
 
@@ -171,3 +152,48 @@ class LayerBranch:
                 f"the UNet was called with {got} rows, but {expected} rows were given an identity; "
                 "pass one identity a row, guidance included"
             )
+
+
+class LayerBranch(TokenBranch):
+    """The face-vector branch of one attention layer: it shares the text's query, and may have a LoRA."""
+
+    def __init__(self, name: str, attention: Attention, weights: LayerWeights) -> None:
+        super().__init__(name, attention)
+        self._weights = weights
+
+    def set_tokens(self, id_tokens: Tensor, mask: Tensor | None) -> None:
+        """As of any branch; a self-attention layer, which has a LoRA at most, sees no tokens."""
+        if self._weights.is_cross:
+            super().set_tokens(id_tokens, mask)
+
+    def attach(self) -> list[RemovableHandle]:
+        """Hook the query, the output and whatever has a LoRA."""
+        handles = []
+        for target, lora in self._weights.loras():
+            self._check_not_fused()
+            handles.append(self._projection(target).register_forward_hook(self._add_lora(lora)))
+        if self._weights.is_cross:
+            handles.append(self._projection("q").register_forward_hook(self._read_query))
+            handles.append(self._projection("out").register_forward_pre_hook(self._add_identity))
+        return handles
+
+    def _keys_and_values(self, id_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self._weights.to_k_ip(id_tokens), self._weights.to_v_ip(id_tokens)
+
+    def _check_not_fused(self) -> None:
+        if getattr(self._attention, "fused_projections", False):
+            raise WeightsError(
+                f"{self.name} has fused projections, out of reach of a LoRA; call unfuse_qkv_projections()"
+            )
+
+    def _add_lora(self, lora: LowRank) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            assert self._lora_scale is not None
+            self._check_rows(len(output), len(self._lora_scale))
+            return output + lora(args[0], self._lora_scale)
+
+        return hook
+
+    def _read_query(self, _module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        query = self._heads(output)
+        self._query = query if self._attention.norm_q is None else self._attention.norm_q(query)

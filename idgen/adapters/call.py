@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from idgen.adapters.rows import Person
+from idgen.diffusion.schedule import IDSchedule
 from idgen.errors import ConfigError
 from idgen.identity import Identity
 
@@ -34,6 +35,29 @@ class Call:
     num_images: int
     persons: list[Person]
     settings: dict[str, Any]
+
+    def schedule(
+        self,
+        prefix: str,
+        scale: float | Sequence[float],
+        start: float,
+        end: float,
+        layers: Mapping[str, float] | None,
+    ) -> IDSchedule:
+        """How strong one adapter is in its pictures.
+
+        Args:
+            prefix: of the names of the other arguments, for messages: ``id`` or ``wplus``.
+            scale: one, one a row, or one a picture.
+            start: as ``IDSchedule.id_start``.
+            end: as ``IDSchedule.id_end``.
+            layers: as ``IDSchedule.layers``.
+
+        Raises:
+            ConfigError: if a value is out of range, or a list has another length.
+        """
+        scales = spread_to_pictures(plain(scale), self.num_rows, self.num_images, f"{prefix}_scale")
+        return IDSchedule(scale=tuple(scales), id_start=start, id_end=end, layers=layers or {}, prefix=prefix)
 
 
 def read_call(settings: Mapping[str, Any], identity: Identity | Sequence[Person] | None) -> Call:

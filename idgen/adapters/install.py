@@ -16,11 +16,15 @@ not call it again before ``backward``. The adapter is in no ``state_dict`` but i
 IP-Adapter FaceID file. Copy a UNet (for a running average, say) before ``condition`` or after ``clear``,
 else the copy keeps the hooks.
 
+A UNet holds one adapter of each kind at a time, beside the one here that of `idgen.adapters.wplus`; none
+knows of the other, and what both add is added up.
+
 Shapes: B rows, n references of a person, D width of the face vector, N tokens a reference, C text width.
 """
 
-from collections.abc import Mapping
-from typing import Any, Self
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,23 +32,77 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from idgen.adapters.attention import LayerBranch, LayerWeights
+from idgen.adapters.attention import LayerBranch, LayerWeights, TokenBranch
 from idgen.adapters.layers import attention_layers, check_fit, is_cross, layer_widths
 from idgen.adapters.projection import FaceIDProjection
 from idgen.errors import ConfigError, WeightsError
 
 
-class IDAdapter(nn.Module):
+class UnetAdapter(nn.Module, ABC):
+    """What adapters of all kinds have in common: each is on one UNet at a time, and can be taken off.
+
+    A kind brings its weights, its branches of the attention layers, and a ``condition``.
+    """
+
+    feature_kind: ClassVar[str]  # the kind of `idgen.identity.Feature` that it reads
+    branch_kind: ClassVar[Callable[..., TokenBranch]]  # of (name, layer, weights of the layer)
+    _installation: "_Installation | None" = None
+
+    @property
+    @abstractmethod
+    def layers(self) -> nn.ModuleDict:
+        """Its weights for each attention layer, by position (as text)."""
+
+    def set_strength(self, id_scale: Tensor | float) -> None:
+        """Change the strength of the rows, (B,) or one for all, keeping their identity.
+
+        Raises:
+            ConfigError: if the number of rows differs.
+        """
+        self._require_installation().set_strength(id_scale)
+
+    def clear(self) -> None:
+        """Forget the rows: the UNet is the base model until the next ``condition``."""
+        if self._installation is not None:
+            self._installation.clear()
+
+    def is_on(self, unet: nn.Module) -> bool:
+        """Whether it is installed on ``unet``."""
+        installed = _INSTALLED.get(unet, {}).get(self.feature_kind)
+        return self._installation is not None and installed is self._installation
+
+    def remove(self) -> None:
+        """Take it off the UNet it is on, if any."""
+        if self._installation is not None:
+            self._installation.clear()
+            for of_unet in _INSTALLED.values():
+                if of_unet.get(self.feature_kind) is self._installation:
+                    del of_unet[self.feature_kind]
+            self._installation = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy (for a running average, say) is on no UNet; else copying would copy the UNet's layers too.
+        return {**self.__dict__, "_installation": None}
+
+    def _require_installation(self) -> "_Installation":
+        if self._installation is None:
+            raise WeightsError("the adapter is on no UNet; call install_adapter(unet, adapter) first")
+        return self._installation
+
+
+class IDAdapter(UnetAdapter):
     """Projection and per-layer weights; ``state_dict()`` has the keys of an IP-Adapter FaceID file.
 
     Build one with ``for_unet`` (new, for training) or ``checkpoint.read_adapter`` (from a file).
     """
 
+    feature_kind: ClassVar[str] = "face_vector"
+    branch_kind: ClassVar[Callable[..., TokenBranch]] = LayerBranch
+
     def __init__(self, image_proj: FaceIDProjection, layers: Mapping[int, LayerWeights]) -> None:
         super().__init__()
         self.image_proj = image_proj
         self.ip_adapter = nn.ModuleDict({str(k): layer for k, layer in sorted(layers.items())})
-        self._installation: _Installation | None = None
 
     @classmethod
     def for_unet(
@@ -70,6 +128,11 @@ class IDAdapter(nn.Module):
                 layer.to_k_ip.weight.data.copy_(attention.get_parameter("to_k.weight"))
                 layer.to_v_ip.weight.data.copy_(attention.get_parameter("to_v.weight"))
         return cls(FaceIDProjection(id_dim, cross_dim, num_tokens), layers)
+
+    @property
+    def layers(self) -> nn.ModuleDict:
+        """Its weights for each attention layer, by position (as text)."""
+        return self.ip_adapter
 
     @property
     def id_dim(self) -> int:
@@ -122,45 +185,11 @@ class IDAdapter(nn.Module):
         installation.set_tokens(tokens, token_mask, lora_scale, dict(layer_scale or {}))
         self.set_strength(id_scale)
 
-    def set_strength(self, id_scale: Tensor | float) -> None:
-        """Change the strength of the rows, (B,) or one for all, keeping their identity.
-
-        Raises:
-            ConfigError: if the number of rows differs.
-        """
-        self._require_installation().set_strength(id_scale)
-
-    def clear(self) -> None:
-        """Forget the rows: the UNet is the base model until the next ``condition``."""
-        if self._installation is not None:
-            self._installation.clear()
-
-    def is_on(self, unet: nn.Module) -> bool:
-        """Whether it is installed on ``unet``."""
-        return self._installation is not None and _INSTALLED.get(unet) is self._installation
-
-    def remove(self) -> None:
-        """Take it off the UNet it is on, if any."""
-        if self._installation is not None:
-            self._installation.clear()
-            for unet in [u for u, installed in _INSTALLED.items() if installed is self._installation]:
-                del _INSTALLED[unet]
-            self._installation = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy (for a running average, say) is on no UNet; else copying would copy the UNet's layers too.
-        return {**self.__dict__, "_installation": None}
-
-    def _require_installation(self) -> "_Installation":
-        if self._installation is None:
-            raise WeightsError("the adapter is on no UNet; call install_adapter(unet, adapter) first")
-        return self._installation
-
 
 class _Installation:
     """The branches of one adapter on one UNet, and the hooks that are attached while rows are conditioned."""
 
-    def __init__(self, adapter: IDAdapter, branches: list[LayerBranch]) -> None:
+    def __init__(self, adapter: UnetAdapter, branches: Sequence[TokenBranch]) -> None:
         self.adapter = adapter
         self._branches = branches
         self._handles: list[RemovableHandle] = []
@@ -186,7 +215,7 @@ class _Installation:
         if not scale.any():  # the base model, at its own speed
             self._detach()
             return
-        scale = scale.to(self.adapter.image_proj.norm.weight.device)
+        scale = scale.to(next(self.adapter.parameters()).device)
         lora_scale = torch.where(scale == 0, 0.0, self._lora_scale)
         for branch in self._branches:
             branch.set_strength(scale * self._layer_scale.get(branch.name, 1.0), lora_scale)
@@ -209,33 +238,37 @@ class _Installation:
         self._handles.clear()
 
 
-_INSTALLED: WeakKeyDictionary[nn.Module, _Installation] = (
-    WeakKeyDictionary()
-)  # not on the UNet: no trace there
+# By UNet, then by kind of feature; not on the UNet: no trace there.
+_INSTALLED: WeakKeyDictionary[nn.Module, dict[str, _Installation]] = WeakKeyDictionary()
 
 
-def install_adapter(unet: UNet2DConditionModel, adapter: IDAdapter) -> None:
-    """Bind ``adapter`` to ``unet``, replacing the one installed before; nothing changes until ``condition``.
+def install_adapter(unet: UNet2DConditionModel, adapter: UnetAdapter) -> None:
+    """Bind ``adapter`` to ``unet``, in place of the one of its kind; nothing changes until ``condition``.
 
     Raises:
         WeightsError: if a layer is missing or has another width; both shapes are named.
     """
     check_fit(unet, adapter.state_dict())
-    layers = {str(position): (name, attention) for position, name, attention in attention_layers(unet)}
-    remove_adapter(unet)
+    remove_adapter(unet, adapter.feature_kind)
     adapter.remove()
     branches = [
-        LayerBranch(*layers[position], weights)  # pyright: ignore[reportArgumentType]
-        for position, weights in adapter.ip_adapter.items()
+        type(adapter).branch_kind(name, attention, adapter.layers[str(position)])
+        for position, name, attention in attention_layers(unet)
+        if str(position) in adapter.layers
     ]
     installation = _Installation(adapter, branches)
     adapter._installation = installation
-    _INSTALLED[unet] = installation
+    _INSTALLED.setdefault(unet, {})[adapter.feature_kind] = installation
 
 
-def remove_adapter(unet: nn.Module) -> IDAdapter | None:
-    """Take the adapter off and return it, if there is one; the UNet is bit for bit what it was."""
-    installation = _INSTALLED.get(unet)
+def remove_adapter(unet: nn.Module, feature_kind: str = IDAdapter.feature_kind) -> UnetAdapter | None:
+    """Take the adapter of a kind off and return it, if there is one; the UNet is bit for bit what it was.
+
+    Args:
+        unet: with adapters or without.
+        feature_kind: of features that it reads: "face_vector" or "wplus"; the other one stays as it is.
+    """
+    installation = _INSTALLED.get(unet, {}).get(feature_kind)
     if installation is None:
         return None
     installation.adapter.remove()

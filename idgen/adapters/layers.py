@@ -33,7 +33,8 @@ def layer_widths(attention: Attention) -> tuple[int, int, int]:
 
 def guess_base(state: Mapping[str, Tensor]) -> str:
     """The base model a file was likely made for, from its text width; in words, for messages."""
-    widths = {tensor.shape[1] for key, tensor in state.items() if key.endswith("to_k_ip.weight")}
+    keys = ("to_k_ip.weight", "to_k_wplus.weight")
+    widths = {tensor.shape[1] for key, tensor in state.items() if key.endswith(keys)}
     if len(widths) != 1:
         return "no base model that idgen knows"
     width = widths.pop()
@@ -51,9 +52,10 @@ def check_fit(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
         WeightsError: for a missing key, a surplus key or another shape; it names the first with both shapes,
             counts the others, and guesses the base model that the file was made for.
     """
-    has_lora = any("_lora." in key for key in state)
-    wanted = _wanted_shapes(unet, state, has_lora=has_lora)
-    found = {key: tensor.shape for key, tensor in state.items() if key.startswith("ip_adapter.")}
+    is_wplus = any(key.startswith("w_proj.") for key in state)
+    wanted = _wplus_shapes(unet) if is_wplus else _faceid_shapes(unet, state)
+    projector, layers = ("w_proj", "wplus_adapter.") if is_wplus else ("image_proj", "ip_adapter.")
+    found = {key: tensor.shape for key, tensor in state.items() if key.startswith(layers)}
     problems = [
         f"{key} is {tuple(found[key])} in the file, {tuple(shape)} in this UNet"
         for key, shape in wanted.items()
@@ -62,15 +64,24 @@ def check_fit(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> None:
     problems += [f"{key} is missing" for key in wanted if key not in found]
     problems += [f"{key} has no place in this UNet" for key in found if key not in wanted]
     text_width = unet.config["cross_attention_dim"]
-    if (projected := state["image_proj.norm.weight"].shape[0]) != text_width:
-        problems.append(f"image_proj makes tokens of width {projected}, this UNet reads {text_width}")
+    if (projected := state[f"{projector}.norm.weight"].shape[0]) != text_width:
+        problems.append(f"{projector} makes tokens of width {projected}, this UNet reads {text_width}")
     if problems:
         raise WeightsError(_fit_message(problems, guess_base(state), text_width))
 
 
-def _wanted_shapes(
-    unet: UNet2DConditionModel, state: Mapping[str, Tensor], *, has_lora: bool
-) -> dict[str, Size]:
+def _wplus_shapes(unet: UNet2DConditionModel) -> dict[str, Size]:
+    wanted: dict[str, Size] = {}
+    for position, name, attention in attention_layers(unet):
+        if is_cross(name):
+            _, seen, inner = layer_widths(attention)
+            for target, into in (("k", seen), ("v", seen), ("q", inner)):
+                wanted[f"wplus_adapter.{position}.to_{target}_wplus.weight"] = Size((inner, into))
+    return wanted
+
+
+def _faceid_shapes(unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> dict[str, Size]:
+    has_lora = any("_lora." in key for key in state)
     wanted: dict[str, tuple[int, ...]] = {}
     for position, name, attention in attention_layers(unet):
         own, seen, inner = layer_widths(attention)

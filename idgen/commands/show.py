@@ -53,8 +53,11 @@ def describe(path: Path) -> dict[str, Any]:
         return _describe_identity(path)
     if any(key.startswith("ip_adapter.") for key in shapes):
         return _describe_adapter(path, shapes, metadata)
+    if any(key.startswith("wplus_adapter.") for key in shapes):
+        return _describe_wplus(path, shapes, metadata)
     raise WeightsError(
-        f"{path} is neither an identity nor an IP-Adapter file; it holds {len(shapes)} tensors"
+        f"{path} is neither an identity nor an IP-Adapter file, nor a W+ adapter; it holds {len(shapes)} "
+        "tensors"
     )
 
 
@@ -78,9 +81,7 @@ def _describe_identity(path: Path) -> dict[str, Any]:
 def _describe_adapter(
     path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str]
 ) -> dict[str, Any]:
-    facts: dict[str, Any] = {"file": str(path), "what": "an IP-Adapter file"}
-    with path.open("rb") as file:
-        facts["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    facts: dict[str, Any] = {"file": str(path), "what": "an IP-Adapter file", "sha256": _sha256(path)}
     facts["cross_attention_layers"] = sum(key.endswith(".to_k_ip.weight") for key in shapes)
     facts["has_lora"] = any("_lora." in key for key in shapes)
     width, rows = shapes.get("image_proj.norm.weight"), shapes.get("image_proj.proj.2.weight")
@@ -88,6 +89,23 @@ def _describe_adapter(
     if width and rows and first:
         facts |= {"face_vector": first[1], "text_width": width[0], "num_tokens": rows[0] // width[0]}
     return facts | _card(path, metadata, facts["sha256"])
+
+
+def _describe_wplus(
+    path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str]
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {"file": str(path), "what": "a W+ adapter", "sha256": _sha256(path)}
+    facts["cross_attention_layers"] = sum(key.endswith(".to_k_wplus.weight") for key in shapes)
+    groups = [shape for key, shape in sorted(shapes.items()) if key.startswith("w_proj.proj_")]
+    if groups:
+        facts |= {"code_size": sum(shape[-1] for shape in groups), "text_width": groups[0][0]}
+        facts["num_tokens"] = len(groups)
+    return facts | _card(path, metadata, facts["sha256"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _card(path: Path, metadata: dict[str, str], sha256: str) -> dict[str, Any]:

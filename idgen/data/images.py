@@ -111,3 +111,18 @@ def training_faces(path: Path | None) -> FaceTable:
             "set IDGEN_FACES to the folder of faces_train.parquet, or `faces` to a Parquet file"
         )
     return split_people(load_faces(path or Path(os.environ["IDGEN_FACES"]) / "faces_train.parquet"))[0]
+
+
+def arcface_crops(portraits: Tensor, size_px: int) -> Tensor:
+    """The ArcFace crop of aligned portraits, with gradients.
+
+    Args:
+        portraits: (B, 3, S, S) of any size, with the context of those of 128 pixels.
+        size_px: side of the crop.
+
+    Returns:
+        (B, 3, size_px, size_px).
+    """
+    inner = round(portraits.shape[-1] * ARCFACE_MARGIN / 128)
+    cut = portraits[..., inner:-inner, inner:-inner]
+    return interpolate(cut, size=(size_px, size_px), mode="bilinear", align_corners=False)

@@ -23,6 +23,7 @@ class IDSchedule:
         layers: factors by layer group, finite and >= 0: ``{"down": 0.5, "mid": 0, "up.1": 0.8}``.
             A group is ``down``, ``mid`` or ``up``, a block of it, or one attention of a block; the finest
             name that fits a layer counts, and layers that nothing names keep 1.
+        prefix: of the arguments that these values came from, for messages: ``id`` of ``id_scale``.
 
     Raises:
         ConfigError: if a value is outside of its range.
@@ -32,17 +33,19 @@ class IDSchedule:
     id_start: float = 0.0
     id_end: float = 1.0
     layers: Mapping[str, float] = field(default_factory=dict)
+    prefix: str = "id"
 
     def __post_init__(self) -> None:
+        name = self.prefix
         for row, value in enumerate(self.scale):
-            _check_strength(value, "id_scale" if len(self.scale) == 1 else f"id_scale[{row}]")
+            _check_strength(value, f"{name}_scale" if len(self.scale) == 1 else f"{name}_scale[{row}]")
         if not 0 <= self.id_start < self.id_end <= 1:
             raise ConfigError(
-                "id_start and id_end are parts of the denoising with 0 <= id_start < id_end <= 1, "
-                f"got {self.id_start} and {self.id_end}; for no identity at all use id_scale=0"
+                f"{name}_start and {name}_end are parts of the denoising with 0 <= {name}_start < {name}_end "
+                f"<= 1, got {self.id_start} and {self.id_end}; for no identity at all use {name}_scale=0"
             )
-        for name, value in self.layers.items():
-            _check_strength(value, f"id_layers[{name!r}]")
+        for group, value in self.layers.items():
+            _check_strength(value, f"{name}_layers[{group!r}]")
 
     def window(self, step: int, num_steps: int) -> float:
         """1 while the identity has a say at ``step`` (0-based) of ``num_steps``, else 0."""
@@ -59,7 +62,9 @@ class IDSchedule:
         for group in self.layers:
             if group not in known:
                 near = nearest(str(group), known)
-                raise ConfigError(f"id_layers: this UNet has no {group!r}{near} (it has: {', '.join(known)})")
+                raise ConfigError(
+                    f"{self.prefix}_layers: this UNet has no {group!r}{near} (it has: {', '.join(known)})"
+                )
         return {
             name: next((float(self.layers[g]) for g in reversed(of_layer) if g in self.layers), 1.0)
             for name, of_layer in groups.items()

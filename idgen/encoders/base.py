@@ -13,15 +13,26 @@ from idgen.registry import Registry
 RESEARCH_ONLY = "research only"
 INSIGHTFACE_PACK = "insightface model pack: non-commercial research only"
 UNKNOWN_LICENCE = "unknown: ask whoever trained this file"
+# How a face lies in a crop: `align_faces` (close around the face) or `align_ffhq` (with hair and chin) of
+# idgen.faces.align; or as mini draws it, the ArcFace crop with a sixteenth of the side around it.
+TEMPLATES = ("arcface", "ffhq", "portrait")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropSpec:
-    """The face crop an encoder reads: aligned RGB in [0, 1], scaled to ``(x * 255 - mean) / std``."""
+    """The face crop an encoder reads: aligned RGB in [0, 1], scaled to ``(x * 255 - mean) / std``.
+
+    Attributes:
+        size_px: side of the crop.
+        template: how the face lies in it, one of `TEMPLATES`.
+        mean: on the scale 0..255.
+        std: on the scale 0..255.
+        colour: order of the channels.
+    """
 
     size_px: int = 112
     template: str = "arcface"
-    mean: float = 127.5  # on the scale 0..255
+    mean: float = 127.5
     std: float = 127.5
     colour: str = "RGB"
 

@@ -13,6 +13,7 @@ from idgen.errors import AmbiguousFaceError, ConfigError, FaceNotFoundError
 from idgen.faces.align import (
     ARCFACE_TEMPLATE,
     TEMPLATE_SIZE_PX,
+    ffhq_matrix,
     similarity_matrix,
     transform_points,
     warp,
@@ -197,6 +198,26 @@ def crop_at(
         # the centre of block i lies at pixel blocks * i + (blocks - 1) / 2
         matrix = similarity_matrix((points - (blocks - 1) / 2) / blocks, template)
     return warp(to_tensor(image)[None], matrix.float(), size_px + 2 * margin_px)[0], moved
+
+
+def crop_ffhq(image: Image.Image, landmarks: np.ndarray, size_px: int) -> Tensor:
+    """The face as FFHQ cuts it, with hair and chin; mirrored where that reaches beyond the picture.
+
+    Args:
+        image: RGB.
+        landmarks: (5, 2) in pixels of it.
+        size_px: S.
+
+    Returns:
+        (3, S, S) in [0, 1], RGB; a large face is averaged in whole blocks first, as by `crop_at`.
+    """
+    points = torch.from_numpy(np.asarray(landmarks, dtype=np.float32)).double()[None]
+    shrink = float(1 / torch.linalg.det(ffhq_matrix(points, size_px)[0, :, :2]).sqrt())
+    blocks = max(1, int(shrink))
+    if blocks > 1:
+        image = image.convert("RGB").reduce(blocks)
+    matrix = ffhq_matrix((points - (blocks - 1) / 2) / blocks, size_px)
+    return warp(to_tensor(image)[None], matrix.float(), size_px, outside="reflection")[0]
 
 
 def read_face(path: str | Path, detector: Detector, which: str = "only") -> tuple[Tensor, Face, FacePhoto]:

@@ -1,0 +1,1 @@
+"""Directions in the codes of a StyleGAN: read, learned, followed."""
