@@ -2,17 +2,24 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 
 from idgen.encoders.wplus import load_wplus
 from idgen.errors import ConfigError, WeightsError
+from idgen.faces.framing import Framing
+from idgen.faces.photo import crop_ffhq
 from idgen.stylegan.checkpoint import WPlusCard, write_wplus
 from idgen.stylegan.compact import CompactEncoder
 from idgen.stylegan.discriminator import Discriminator
 from idgen.stylegan.generator import StyleGenerator
 from idgen.stylegan.model import WPlusModel
 
+# left and right eye, nose, corners of the mouth of Eileen Collins (NASA), seen by eye
+ASTRONAUT = [[206, 112], [243, 113], [228, 136], [208, 151], [241, 152]]
 CROP = {"size_px": 16, "template": "portrait", "mean": 127.5, "std": 127.5}
 
 
@@ -72,3 +79,21 @@ def test_a_discriminator_learns_to_tell_dark_from_light() -> None:
         loss.backward()
         optimizer.step()
     assert bool((judge(light) > judge(dark).max()).all())
+
+
+def test_a_portrait_is_cut_as_training_pictures_are(tmp_path: Path) -> None:
+    whole = model()
+    card = WPlusCard(kind="compact", crop=CROP, settings=whole.encoder.settings)
+    write_wplus(tmp_path / "small.safetensors", whole, card)
+    photo, landmarks = Image.fromarray(skimage.data.astronaut()), np.array(ASTRONAUT, dtype=np.float32)
+    crop = load_wplus(tmp_path / "small.safetensors").cut(photo, landmarks)
+    framed, _ = Framing(kind="aligned", size_px=16).cut(photo, landmarks)
+    assert np.abs(crop.permute(1, 2, 0).numpy() * 255 - np.asarray(framed)).max() <= 1
+
+
+def test_a_large_face_is_cut_as_ffhq_cuts_it_from_a_smaller_photo() -> None:
+    photo, landmarks = Image.fromarray(skimage.data.astronaut()), np.array(ASTRONAUT, dtype=np.float32)
+    half = photo.reduce(2), (landmarks - 0.5) / 2
+    whole, small = (crop_ffhq(image, points, 32) for image, points in ((photo, landmarks), half))
+    assert whole.shape == (3, 32, 32)
+    assert (whole - small).abs().mean() < 0.01

@@ -3,7 +3,8 @@
     idgen train wplus --config train/configs/wplus_cpu.yaml --out runs/wplus
 
 An autoencoder with style modulation: the encoder says one code for each layer of the generator, which has to
-give the picture back, and the person that face encoders see in it. With ``adversarial`` a discriminator
+give the picture back, and the person that face encoders see in it; small pictures first (``growth``), since
+these cost a fraction and teach the coarse layers as much. With ``adversarial`` a discriminator
 learns to tell what comes back from photos, as a GPU allows. Goes on from the checkpoint in the run folder.
 Leaves ``wplus.safetensors``, which `idgen.encoders.wplus.load_wplus` opens.
 
@@ -12,12 +13,13 @@ Shapes: B rows, L layers and C width of the codes, S side of the picture.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import l1_loss, softplus
+from torch.nn.functional import interpolate, l1_loss, softplus
 
 from idgen.config import program_arguments
 from idgen.data.images import arcface_crops, training_faces
@@ -29,6 +31,7 @@ from idgen.stylegan.compact import CompactEncoder
 from idgen.stylegan.discriminator import Discriminator
 from idgen.stylegan.generator import FIRST_SIZE_PX, StyleGenerator
 from idgen.stylegan.model import WPlusModel
+from idgen.stylegan.operations import ModulatedConv2d
 from idgen.training import (
     MovingAverage,
     Progress,
@@ -39,6 +42,7 @@ from idgen.training import (
 )
 
 NAME, STATE = "wplus.safetensors", "wplus"
+SMALLEST_PX = 16  # of the pictures that are compared first
 MEAN_CODE_PICTURES = 2048  # that the mean code is measured on
 
 
@@ -56,7 +60,8 @@ class WPlusConfig:
     widths: tuple[int, ...] = (32, 64, 128, 256)  # of the encoder, down to 4 pixels
     bottleneck: int = 512
     vector_noise: float = 0.1  # added to the encoder's vector, of unit variance: neighbours look alike
-    steps: int = 12000
+    growth: tuple[int, ...] = (2500, 3500)  # steps at 16 pixels, 32, ... before those of the whole size
+    steps: int = 12000  # all of them
     batch_size: int = 8  # small: the number of steps is what an autoencoder of styles needs
     encoders: tuple[str, ...] = ("mini",)  # what they see in both pictures should be the same
     id_rows: int = 4  # of a batch that they look at
@@ -64,8 +69,8 @@ class WPlusConfig:
     edge_weight: float = 1.0  # L1 on differences of neighbouring pixels: L1 alone blurs
     adversarial: float = 0.0  # weight of the discriminator's say; 0 is an autoencoder
     r1_gamma: float = 1.0
-    generator_rate: float = 8e-3
-    encoder_rate: float = 1e-3
+    generator_rate: float = 4e-3
+    encoder_rate: float = 2e-4
     warmup_steps: int = 100
     cooldown: float = 0.4  # share of the steps over which the rates fall to 0
     ema_decay: float = 0.998
@@ -79,10 +84,20 @@ class WPlusConfig:
             )
         if min(self.steps, self.batch_size) < 1 or not 0 <= self.id_rows <= self.batch_size:
             raise ConfigError("steps and batch_size must be at least 1, id_rows in [0, batch_size]")
+        if sum(self.growth) >= self.steps or SMALLEST_PX << len(self.growth) > self.size_px:
+            raise ConfigError(
+                f"growth {self.growth} begins at {SMALLEST_PX} pixels and must leave some of the "
+                f"{self.steps} steps for {self.size_px} pixels"
+            )
         if not 0 < self.cooldown <= 1:
             raise ConfigError(f"cooldown must be in (0, 1], got {self.cooldown}")
         if self.id_rows and not self.encoders:
             raise ConfigError("id_rows need encoders that look at them; say id_rows: 0 for none")
+
+    def size_at(self, step: int) -> int:
+        """Side of the pictures that a step compares."""
+        past = sum(step >= end for end in accumulate(self.growth))
+        return self.size_px if past == len(self.growth) else SMALLEST_PX << past
 
     def rate(self, step: int) -> float:
         """Share of the full learning rates at a step: a linear start, then constant, then linear to 0."""
@@ -102,10 +117,14 @@ class Autoencoder(torch.nn.Module):
             size_px=config.size_px, num_layers=self.decoder.num_layers, style_dim=config.style_dim,
             widths=config.widths, bottleneck=config.bottleneck,
         )  # fmt: skip
+        for module in self.decoder.to_rgbs.modules():
+            if isinstance(module, ModulatedConv2d):  # a level that is new adds nothing at first
+                torch.nn.init.zeros_(module.weight)
 
-    def forward(self, pixel_values: Tensor, noise: Tensor) -> Tensor:
-        """The pictures that come back (B, 3, S, S); ``noise`` (B, bottleneck) is added to the vector."""
-        return self.decoder(self.encoder.codes(self.encoder.vector(pixel_values) + noise))
+    def forward(self, pixel_values: Tensor, noise: Tensor, size_px: int) -> Tensor:
+        """The pictures that come back, of ``size_px``; ``noise`` (B, bottleneck) is added to the vector."""
+        codes = self.encoder.codes(self.encoder.vector(pixel_values) + noise)
+        return self.decoder(codes, size_px=size_px)
 
 
 def reconstruction(
@@ -157,10 +176,13 @@ class Training:
 
     def step(self, pixel_values: Tensor, noise: Tensor, encoders: Sequence[TorchEncoder]) -> dict[str, float]:
         """One update; the named terms of its loss."""
+        size = self.config.size_at(self.progress.step)
+        is_grown = size == self.config.size_px
         with reduced_precision(pixel_values.device):
-            made = self.model(pixel_values, noise)
-        loss, said = reconstruction(made.float(), pixel_values, encoders, self.config)
-        if self.discriminator is not None:
+            made = self.model(pixel_values, noise, size)
+        wanted = pixel_values if is_grown else interpolate(pixel_values, size=(size, size), mode="area")
+        loss, said = reconstruction(made.float(), wanted, encoders if is_grown else (), self.config)
+        if self.discriminator is not None and is_grown:
             fooled = softplus(-self.discriminator(made.float())).mean()
             loss = loss + self.config.adversarial * fooled
             said["fooled"] = fooled.item()
@@ -168,7 +190,7 @@ class Training:
             raise TrainingError(f"the loss is {loss.item()} in step {self.progress.step}: {said}")
         loss.backward()
         self._update(self.optimizer, self.model)
-        if self.discriminator is not None and self.judge_optimizer is not None:
+        if self.discriminator is not None and is_grown:
             said["told_apart"] = self._judge_step(pixel_values, made.detach().float())
         self.progress.step += 1
         self.progress.images_seen += len(pixel_values)

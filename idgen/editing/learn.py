@@ -48,10 +48,11 @@ def learn_directions(
         x, y = _centred(flat[rows], number[rows]), _centred(_table(within)[rows], number[rows])
         found |= _regressed(x, y, within)
     if between:
-        rows = np.isfinite(np.stack(list(between.values()))).all(axis=0)
-        means = [_means(values[rows], number[rows]) for values in (flat, _table(between))]
+        everything = {**between, **within}  # people who smile more in their photos are no other people
+        rows = np.isfinite(np.stack(list(everything.values()))).all(axis=0)
+        means = [_means(values[rows], number[rows]) for values in (flat, _table(everything))]
         x, y = (values - values.mean(axis=0) for values in means)
-        found |= _regressed(x, y, between)
+        found = _regressed(x, y, everything) | found
     shape = codes.shape[1:]
     return [Direction(name, found[name].reshape(shape).astype(np.float32), encoder) for name in labels]
 

@@ -120,13 +120,16 @@ class StyleGenerator(nn.Module):
         """Codes in W, (B, C), as codes in W+, (B, L, C): the same one for every layer."""
         return styles[:, None].expand(-1, self.num_layers, -1)
 
-    def forward(self, codes: Tensor, *, noise: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, codes: Tensor, *, noise: torch.Generator | None = None, size_px: int | None = None
+    ) -> Tensor:
         """Pictures of codes.
 
         Args:
             codes: (B, L, C).
             noise: where to draw the noise from that each layer adds, another for each row; the fixed noise
                 of the file where None.
+            size_px: stop at this size: every level adds to a picture, and the sum so far is one, too.
 
         Returns:
             (B, 3, S, S) in about [-1, 1], not clipped.
@@ -144,6 +147,8 @@ class StyleGenerator(nn.Module):
         maps = self.conv1(maps, codes[:, 0], noises[0])
         picture = self.to_rgb1(maps, codes[:, 1])
         for level, to_rgb in enumerate(self.to_rgbs):
+            if picture.shape[-1] == size_px:
+                break
             # a level reads three codes, and its last one is the first of the next level
             first, second = 2 * level + 1, 2 * level + 2
             maps = self.convs[first - 1](maps, codes[:, first], noises[first])
