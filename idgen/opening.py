@@ -12,7 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from idgen import mini
-from idgen.adapters.checkpoint import AdapterFile, read_adapter
+from idgen.adapters.checkpoint import AdapterFile, read_face_adapter
 from idgen.encoders.arcface import load_encoder
 from idgen.encoders.base import FaceEncoder
 from idgen.errors import ConfigError, EncoderMismatchError, ModelNotFoundError
@@ -111,11 +111,11 @@ def open_kit(
     """
     path = adapter or _own_adapter(folder)
     if encoder is None:
-        file = read_adapter(path)
+        file = read_face_adapter(path)
         eye = _encoder_of(file)
     else:
         eye = load_encoder(encoder)
-        file = read_adapter(path, encoder=eye.id)
+        file = read_face_adapter(path, encoder=eye.id)
     if not file.reads(eye.id):
         raise EncoderMismatchError(f"{path.name} reads face vectors of {file.card.encoder}, not of {eye.id}")
     other = load_encoder(judge or "judge")

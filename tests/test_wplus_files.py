@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from tiny_wplus_adapter import ENCODER, NUM_LAYERS, STYLE_DIM, random_wplus, wplus_card, write_wplus
 from torch import Tensor
 
-from idgen import cli
+from idgen import cli, mini
 from idgen.adapters.card import AdapterCard
 from idgen.adapters.checkpoint import read_adapter, write_adapter
 from idgen.adapters.install import IDAdapter, install_adapter
 from idgen.adapters.wplus import WPlusAdapter
 from idgen.errors import ConfigError, EncoderMismatchError, WeightsError
+from idgen.opening import open_kit
 
 FACE_CARD = AdapterCard(base_model="tiny", encoder="tiny@0123456789ab", num_tokens=4, licence="none")
 
@@ -241,3 +242,9 @@ def test_the_files_of_the_other_kind_say_what_they_said(
         "idgen_adapter", "base_model", "encoder", "num_tokens", "licence", "training_run", "feature",
         "sha256",
     }  # fmt: skip
+
+
+def test_where_face_vectors_are_wanted_it_is_refused(written: Path) -> None:
+    for encoder in (None, "mini"):
+        with pytest.raises(WeightsError, match=r"is a W\+ adapter, which reads codes of a StyleGAN"):
+            open_kit(mini.BASE, adapter=written, encoder=encoder)

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from idgen.adapters.card import AdapterCard
-from idgen.adapters.checkpoint import read_adapter, write_adapter
+from idgen.adapters.checkpoint import read_face_adapter, write_adapter
 from idgen.adapters.install import IDAdapter
 from idgen.config import program_arguments
 from idgen.data.captions import caption, read_attributes
@@ -162,7 +162,7 @@ def open_adapter(
         EncoderMismatchError: if it reads vectors of another encoder.
     """
     if config.start not in ("auto", "new"):
-        pipe.load_adapter(read_adapter(Path(config.start), encoder=encoder_id))
+        pipe.load_adapter(read_face_adapter(Path(config.start), encoder=encoder_id))
     elif config.start == "new" or pipe.adapter is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -173,7 +173,7 @@ def open_adapter(
         write_adapter(path, fresh, card_of(config, encoder_id, config.num_tokens, unknown))
         pipe.load_adapter(path)
     else:
-        read_adapter(pipe.adapter.path, encoder=encoder_id)  # refuses another encoder
+        read_face_adapter(pipe.adapter.path, encoder=encoder_id)  # refuses another encoder
     assert pipe.adapter is not None
     return pipe.adapter.adapter
 

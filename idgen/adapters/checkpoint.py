@@ -116,6 +116,21 @@ def read_adapter(path: str | Path, *, encoder: str | None = None) -> AdapterFile
     return AdapterFile(path, adapter, card, sha256, dtype)
 
 
+def read_face_adapter(path: str | Path, *, encoder: str | None = None) -> AdapterFile[IDAdapter]:
+    """`read_adapter`, where only an adapter of face vectors is of use.
+
+    Raises:
+        WeightsError: if it is a W+ adapter; and as `read_adapter` does.
+    """
+    path = _find(Path(path))
+    if check_family(read_tensors(path)[0], path.name) == "wplus":
+        raise WeightsError(
+            f"{path.name} is a W+ adapter, which reads codes of a StyleGAN; an IP-Adapter FaceID file is wanted "
+            "here. From Python pipe.load_adapter takes both (docs/wplus.md)"
+        )
+    return read_adapter(path, encoder=encoder)  # pyright: ignore[reportReturnType]
+
+
 def _find(path: Path) -> Path:
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
