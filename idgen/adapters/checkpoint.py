@@ -125,8 +125,8 @@ def read_face_adapter(path: str | Path, *, encoder: str | None = None) -> Adapte
     path = _find(Path(path))
     if check_family(read_tensors(path)[0], path.name) == "wplus":
         raise WeightsError(
-            f"{path.name} is a W+ adapter, which reads codes of a StyleGAN; an IP-Adapter FaceID file is wanted "
-            "here. From Python pipe.load_adapter takes both (docs/wplus.md)"
+            f"{path.name} is a W+ adapter, which reads codes of a StyleGAN; an IP-Adapter FaceID file is "
+            "wanted here. From Python pipe.load_adapter takes both (docs/wplus.md)"
         )
     return read_adapter(path, encoder=encoder)  # pyright: ignore[reportReturnType]
 
