@@ -1,6 +1,7 @@
 """Photos of people as a training set: faces found and embedded, pictures cut, latents computed, each once.
 
-Shapes: N pictures, D width of a face vector, C channels, h and w of the latents.
+Shapes: N pictures, D width of a face vector, C channels, h and w of the latents, L layers and W width of a
+W+ code.
 """
 
 import hashlib
@@ -19,11 +20,12 @@ from idgen.data.pictures import Picture, batches
 from idgen.diffusion.latents import Latents, encode_latents, weights_sha256
 from idgen.encoders.base import FaceEncoder
 from idgen.encoders.gallery import CROP_PX, Gallery, embed_pictures
+from idgen.encoders.wplus import WPlusEncoder
 from idgen.errors import FaceNotFoundError, ImageError
 from idgen.faces.align import ARCFACE_TEMPLATE
 from idgen.faces.detect import Detector
 from idgen.faces.framing import Framing, Kind
-from idgen.identity import find_outliers, mean_similarity
+from idgen.identity import Feature, find_outliers, mean_similarity
 from idgen.pixels import to_tensor
 from idgen.storage import write_bytes
 
@@ -45,6 +47,7 @@ class Portraits:
         id_embedding: (N, D) face vector, zero where no face was found.
         landmarks: (N, 5, 2) in pixels of the cut picture, NaN likewise.
         latents: of the cut pictures.
+        codes: (N, L, W) W+ codes, zero where no face was found; None where the studio reads none.
         skipped: names of pictures that cannot be used.
     """
 
@@ -55,6 +58,7 @@ class Portraits:
     id_embedding: Tensor
     landmarks: Tensor
     latents: Latents
+    codes: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -76,6 +80,7 @@ class Portraits:
             id_embedding=self.id_embedding[index],
             landmarks=self.landmarks[index],
             latents=Latents(self.latents.mean[index], self.latents.std[index]),
+            codes=None if self.codes is None else self.codes[index],
         )
 
 
@@ -88,6 +93,7 @@ class Studio:
         encoder: describes them.
         vae: of the model that is trained.
         framing: how pictures are cut.
+        wplus: describes them by codes that can be edited, where those are wanted.
         store: folder that keeps what was computed, each piece under a name that stands for everything that it
             depends on.
     """
@@ -97,6 +103,7 @@ class Studio:
     vae: AutoencoderKL
     framing: Framing
     store: Path
+    wplus: WPlusEncoder | None = None
 
     def framed(self, kind: Kind) -> "Studio":
         """The same, cutting pictures another way."""
@@ -145,7 +152,7 @@ def read_portraits(
             f"none of the {len(pictures)} pictures can be used: {_listed([*unreadable, *faceless])}"
         )
     kept = [good[row] for row in rows]
-    latents, landmarks = _cut_and_encode(kept, _landmarks(kept, gallery.subset(rows), aligned), studio)
+    latents, landmarks, codes = _cut_and_encode(kept, _landmarks(kept, gallery.subset(rows), aligned), studio)
     people = sorted({picture.identity for picture in kept})
     return Portraits(
         names=tuple(picture.name for picture in kept),
@@ -155,6 +162,7 @@ def read_portraits(
         id_embedding=torch.from_numpy(gallery.vectors[studio.encoder.id][rows]),
         landmarks=landmarks,
         latents=latents,
+        codes=codes,
         skipped=(*unreadable, *(faceless if faces_needed else ())),
     )
 
@@ -197,19 +205,22 @@ def _landmarks(pictures: Sequence[Picture], gallery: Gallery, aligned: bool) -> 
 
 def _cut_and_encode(
     pictures: Sequence[Picture], landmarks: np.ndarray, studio: Studio
-) -> tuple[Latents, Tensor]:
+) -> tuple[Latents, Tensor, Tensor | None]:
     from tqdm import tqdm
 
     common = f"{weights_sha256(studio.vae)} {studio.vae.dtype} {studio.framing}"
-    parts, moved = [], []
+    if studio.wplus is not None:
+        common += f" {studio.wplus.id}"
+    parts, moved, codes = [], [], []
     with tqdm(total=len(pictures), desc="computing latents", unit="picture", disable=None) as bar:
         for start, piece in batches(tuple(pictures), PIECE):
             points = landmarks[start : start + len(piece)]
             arrays = _kept_piece(piece, points, studio, common)
             parts.append(Latents(torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])))
             moved.append(torch.from_numpy(arrays["landmarks"]))
+            codes += [torch.from_numpy(arrays["codes"])] if "codes" in arrays else []
             bar.update(len(piece))
-    return Latents.joined(parts), torch.cat(moved)
+    return Latents.joined(parts), torch.cat(moved), torch.cat(codes) if codes else None
 
 
 def _kept_piece(
@@ -225,11 +236,36 @@ def _kept_piece(
     latents = encode_latents(studio.vae, torch.stack([to_tensor(image) for image, _ in cuts]))
     arrays = {"mean": latents.mean.numpy(), "std": latents.std.numpy(),
               "landmarks": np.stack([points for _, points in cuts]).astype(np.float32)}  # fmt: skip
+    if studio.wplus is not None:
+        arrays["codes"] = read_codes([p.open() for p in pictures], landmarks, studio.wplus)
     # safetensors writes the numbers of an array in the order of memory, whatever its strides say
     arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save(arrays))
     return arrays
+
+
+def read_codes(images: Sequence[Image.Image], landmarks: np.ndarray, wplus: WPlusEncoder) -> np.ndarray:
+    """W+ codes (N, L, W) of the faces in pictures; zero where the landmarks (N, 5, 2) are not known."""
+    codes = np.zeros((len(images), wplus.num_layers, wplus.style_dim), dtype=np.float32)
+    rows = np.flatnonzero(np.isfinite(landmarks).all(axis=(1, 2))).tolist()
+    if rows:
+        crops = torch.stack([wplus.cut(images[row], landmarks[row]) for row in rows])
+        codes[rows] = wplus.encode(crops.clamp(0, 1)).numpy()
+    return codes
+
+
+def code_of(picture: Picture, studio: Studio, wplus: WPlusEncoder, *, aligned: bool) -> Feature:
+    """The W+ code of the face in a picture.
+
+    Raises:
+        FaceNotFoundError: if there is none.
+    """
+    gallery = embed_pictures([picture], studio.detector, [], aligned=aligned)
+    if not gallery.found[0]:
+        raise FaceNotFoundError(f"no face found in {picture.name}")
+    landmarks = _landmarks([picture], gallery, aligned)
+    return wplus.feature(torch.from_numpy(read_codes([picture.open()], landmarks, wplus)[0]))
 
 
 def cut_pictures(pictures: Sequence[Picture], studio: Studio) -> list[Image.Image]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from generating import World, build_world
+from tiny_wplus import save_published
 from training_runs import adapter_command, add_people, check_every_weight_trains, log_of
 from transformers import CLIPTokenizer
 
@@ -15,6 +16,7 @@ from idgen.adapters.checkpoint import read_adapter
 from idgen.cli import main
 from idgen.data.sampler import PersonSampler
 from idgen.encoders.arcface import load_encoder
+from idgen.encoders.wplus import load_wplus
 from idgen.errors import ConfigError
 from idgen.identity import Identity
 from idgen.pipeline import IDPipeline
@@ -182,3 +184,73 @@ def test_batches_hold_people_with_several_pictures() -> None:
     assert {sampler.another(0, rng) for _ in range(40)} == {1, 2}
     with pytest.raises(ConfigError, match="5 people a batch are wanted, there are 4"):
         PersonSampler(person, people=5, pictures=1, seed=0)
+
+
+@pytest.fixture(scope="module")
+def wplus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_published(tmp_path_factory.mktemp("wplus") / "e4e.pt")
+
+
+@pytest.mark.parametrize("model", ["sd", "sd2", "sdxl"])
+def test_the_wplus_adapter_trains_in_two_stages(
+    world: World, wplus: Path, tmp_path: Path, model: str
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    extra = (f"wplus={wplus}", "drop.both=0.0", "drop.identity=0.0")
+    assert main(adapter_command(world, first, *extra, model=model, preset="wplus_stage1")) == 0
+    assert "w_proj.proj_0.weight" in check_every_weight_trains(first)
+    start = first / "adapter" / "wplus.safetensors"
+    command = adapter_command(world, second, *extra, f"start={start}", model=model, preset="wplus_stage2")
+    assert main(command) == 0
+    for line in log_of(second):
+        for name in ("denoising", "background", "preservation"):
+            assert 0 < line[name] < math.inf, (name, line)
+    assert not any(name.startswith("w_proj") for name in check_every_weight_trains(second))
+    before, after = (read_adapter(run / "adapter" / "wplus.safetensors") for run in (first, second))
+    assert (after.card.feature, after.card.encoder) == ("wplus", load_wplus(wplus).id)
+    kept, moved = "w_proj.proj_0.weight", "wplus_adapter.1.to_v_wplus.weight"
+    states = before.adapter.state_dict(), after.adapter.state_dict()
+    assert torch.equal(states[0][kept], states[1][kept])
+    assert not torch.equal(states[0][moved], states[1][moved])
+
+
+def test_people_set_aside_are_drawn_from_their_codes(world: World, wplus: Path, tmp_path: Path) -> None:
+    extra = (
+        f"wplus={wplus}",
+        "samples.every=3",
+        "terms.background.weight=1",
+        "terms.background.disturbance=mix",
+    )
+    assert main(adapter_command(world, tmp_path / "run", *extra, preset="wplus_stage1")) == 0
+    assert (tmp_path / "run" / "samples" / "step-000003.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["kind=wplus"], "kind wplus needs an encoder of codes"),
+        (["wplus=x.pt"], "kind wplus needs an encoder of codes"),
+        (["train_projection=false"], "train_projection false is for kind wplus"),
+        (["kind=wplus", "wplus=x.pt"], "no such file: x.pt"),
+        (["kind=wplus", "wplus=@", "terms.background.weight=1", "terms.background.disturbance=noise"],
+         "W+ codes take shuffle or mix"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_of_the_wplus_road(
+    world: World,
+    wplus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: list[str],
+    said: str,
+) -> None:
+    given = [setting.replace("@", str(wplus)) for setting in settings]
+    refuse(capsys, adapter_command(world, tmp_path / "run", *given), said)
+
+
+def test_an_adapter_of_face_vectors_is_no_first_stage(
+    world: World, wplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(adapter_command(world, tmp_path / "face")) == 0
+    extra = (f"wplus={wplus}", f"start={tmp_path / 'face' / FILE}")
+    refuse(capsys, adapter_command(world, tmp_path / "run", *extra, preset="wplus_stage2"), "reads", "e4e")

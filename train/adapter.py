@@ -11,17 +11,16 @@ some of them. Started again, the same command goes on from the last checkpoint. 
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from idgen.adapters.card import AdapterCard
-from idgen.adapters.checkpoint import read_face_adapter, write_adapter
-from idgen.adapters.install import IDAdapter
+from idgen.adapters.checkpoint import write_adapter
 from idgen.config import program_arguments
 from idgen.data.captions import caption, read_attributes
 from idgen.data.images import split_names
@@ -31,7 +30,9 @@ from idgen.diffusion.denoiser import Denoiser, picture_px
 from idgen.diffusion.prediction import NoiseSchedule
 from idgen.diffusion.rollout import RolloutConfig
 from idgen.encoders.arcface import load_encoder
+from idgen.encoders.base import FaceEncoder
 from idgen.encoders.gallery import PORTRAIT_PX
+from idgen.encoders.wplus import WPlusEncoder, load_wplus
 from idgen.errors import ConfigError
 from idgen.identity import Identity
 from idgen.objectives.config import TermsConfig, build_terms
@@ -39,7 +40,7 @@ from idgen.objectives.editing import EditingConfig, text_layers
 from idgen.objectives.terms import DenoisingConfig, weighed
 from idgen.opening import hide_loading_bars, model_folder
 from idgen.pipeline import IDPipeline, IDPipelineXL, open_pipeline
-from idgen.portraits import Portraits, Studio, read_portraits
+from idgen.portraits import Portraits, Studio, code_of, read_portraits
 from idgen.training import TrainingRun
 from idgen.tuning.adapter import (
     AdaptedUnet,
@@ -48,14 +49,13 @@ from idgen.tuning.adapter import (
     conditions_of,
     plan_adapter_batch,
 )  # fmt: skip
+from idgen.tuning.beginning import Beginning
 from idgen.tuning.captions import Captions
 from idgen.tuning.corpus import Corpus, Probes, check_divisible, join, part_of, run_step
 from idgen.tuning.memory import MemoryPlan, trained_bytes, weight_bytes
 from idgen.tuning.optimize import Optimization, OptimizerConfig
 from idgen.tuning.samples import Judges, Sitter, draw_samples
 from idgen.tuning.studio import FramingName, face_reader, open_studio, step_activations
-
-FILE = Path("adapter") / "faceid.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,10 @@ class AdapterConfig:
     wordings: int = 4  # captions of a picture whose labels are known
     model: str = "mini"
     start: str = "auto"  # adapter to go on from: a file, "new", or "auto": the model's own where it has one
-    num_tokens: int = 4  # of a new adapter
+    kind: Literal["face", "wplus"] = "face"  # what the adapter reads: face vectors, or W+ codes
+    wplus: Path | None = None  # for kind wplus: encoder of the codes with its generator
+    train_projection: bool = True  # W+ Adapter's second stage keeps the projector as it is
+    num_tokens: int = 4  # of a new adapter of face vectors
     licence: str | None = None  # of the result; where None that of the adapter it began with
     encoder: str = "mini"
     judge: str = "judge"
@@ -107,6 +110,12 @@ class AdapterConfig:
             )
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out must be in [0, 1), got {self.held_out}")
+        if (self.kind == "wplus") != (self.wplus is not None):
+            raise ConfigError(
+                "kind wplus needs an encoder of codes (wplus: FILE), and no other kind takes one"
+            )
+        if self.kind == "face" and not self.train_projection:
+            raise ConfigError("train_projection false is for kind wplus")
         if self.wordings < 1 or self.num_tokens < 1:
             raise ConfigError("wordings and num_tokens must be at least 1")
         if self.pictures_per_person < 1 or self.optimizer.batch_size % self.pictures_per_person:
@@ -152,38 +161,12 @@ def captions_of(picture: Picture, config: AdapterConfig, number: int) -> list[st
     return [caption(said, np.random.default_rng([config.seed, number, i])) for i in range(config.wordings)]
 
 
-def open_adapter(
-    config: AdapterConfig, pipe: IDPipeline | IDPipelineXL, folder: Path, id_dim: int, encoder_id: str
-) -> IDAdapter:
-    """The adapter to train, on the model: the model's own, a file's, or a new one.
-
-    Raises:
-        WeightsError: if it does not fit the model.
-        EncoderMismatchError: if it reads vectors of another encoder.
-    """
-    if config.start not in ("auto", "new"):
-        pipe.load_adapter(read_face_adapter(Path(config.start), encoder=encoder_id))
-    elif config.start == "new" or pipe.adapter is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            fresh = IDAdapter.for_unet(pipe.unet, id_dim=id_dim, num_tokens=config.num_tokens)
-        path = folder / "start" / "faceid.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unknown = "research-only" if config.model == "mini" else "unknown: ask whoever trained it"
-        write_adapter(path, fresh, card_of(config, encoder_id, config.num_tokens, unknown))
-        pipe.load_adapter(path)
-    else:
-        read_face_adapter(pipe.adapter.path, encoder=encoder_id)  # refuses another encoder
-    assert pipe.adapter is not None
-    return pipe.adapter.adapter
-
-
-def card_of(config: AdapterConfig, encoder_id: str, num_tokens: int, licence: str) -> AdapterCard:
-    """What the file says of itself; ``licence`` holds where the configuration names none."""
+def beginning(config: AdapterConfig, encoder: FaceEncoder | WPlusEncoder) -> Beginning:
+    """What the training begins with."""
     terms, c = ", ".join(config.terms.active()), config.optimizer
-    return AdapterCard(
-        base_model=config.model if config.model == "mini" else Path(config.model).name, encoder=encoder_id,
-        num_tokens=num_tokens, licence=config.licence or licence,
+    return Beginning(
+        start=config.start, encoder=encoder, licence=config.licence, num_tokens=config.num_tokens,
+        base_model=config.model if config.model == "mini" else Path(config.model).name, seed=config.seed,
         training_run=f"train/adapter.py, {c.steps} steps of {c.batch_size}: {terms}",
     )  # fmt: skip
 
@@ -232,6 +215,8 @@ def prepare_samples(
         if vectors is None:  # nobody to see on this one
             continue
         who = Identity.from_vector(vectors[0], studio.encoder.id)
+        if studio.wplus is not None:
+            who = Identity((code_of(people.pictures[rows[0]], studio, studio.wplus, aligned=config.aligned),))
         sitters.append(Sitter(prompt=config.samples.prompt, references=vectors, identity=who))
     return lambda step: draw_samples(
         pipe, sitters, judges, seed=config.seed, title=f"people set aside, step {step}",
@@ -271,8 +256,11 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
         pipe, folder / "cache", model=config.model, encoder=config.encoder, detector=config.detector,
         framing=config.framing, size_px=config.size_px,
     )  # fmt: skip
+    wplus = None if config.wplus is None else load_wplus(config.wplus)
+    studio = replace(studio, wplus=wplus)
     with accelerator.main_process_first():  # the others find what it has computed
-        adapter = open_adapter(config, pipe, folder, studio.encoder.dim, studio.encoder.id)
+        begun = beginning(config, wplus or studio.encoder)
+        first = begun.open(pipe, folder)
         corpus, captions, portraits = build_corpus(config, pipe, studio, own)
     c = config.optimizer
     sampler = PersonSampler(
@@ -288,7 +276,8 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
     terms, schedule = build_terms(config.terms), NoiseSchedule.of(pipe.scheduler)
     # not before all that can be refused was: a folder with a configuration is a run
     run = TrainingRun(folder, config) if accelerator.is_main_process else None
-    model = AdaptedUnet(pipe.unet, adapter)
+    adapter = first.adapter
+    model = AdaptedUnet(pipe.unet, adapter, train_projection=config.train_projection)
     optimization = Optimization(run, c, accelerator, model, model.trained())
     optimization.resume(folder)
     denoiser = Denoiser(unet=optimization.model, texts=captions.texts, size_px=studio.framing.size_px)
@@ -318,11 +307,13 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
     if run is not None:
         adapter.clear()
         adapter.load_state_dict(averaged(adapter, optimization.result))
-        (folder / FILE.parent).mkdir(exist_ok=True)
-        assert pipe.adapter is not None
-        card = card_of(config, studio.encoder.id, adapter.num_tokens, pipe.adapter.card.licence)
-        write_adapter(folder / FILE, adapter, card, dtype=torch.float16)
-        print(f"saved {folder / FILE}; try it: idgen generate --adapter {folder / FILE} --face PHOTO ...")
+        path = folder / "adapter" / begun.file_name
+        path.parent.mkdir(exist_ok=True)
+        write_adapter(path, adapter, begun.card(adapter, first.card.licence), dtype=torch.float16)
+        how = (
+            f"pipe.load_adapter({str(path)!r})" if wplus else f"idgen generate --adapter {path} --face PHOTO"
+        )
+        print(f"saved {path}; try it: {how} ...")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -333,9 +324,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         pipe = open_pipeline(model_folder(config.model) if config.model != "mini" else "mini")
         encoder = load_encoder(config.encoder)
+        wplus = None if config.wplus is None else load_wplus(config.wplus)
         with TemporaryDirectory() as place:  # for a new adapter; nothing is left in --out
-            adapter = open_adapter(config, pipe, Path(place), encoder.dim, encoder.id)
-        print(describe(config, pipe, AdaptedUnet(pipe.unet, adapter)))
+            adapter = beginning(config, wplus or encoder).open(pipe, Path(place)).adapter
+        model = AdaptedUnet(pipe.unet, adapter, train_projection=config.train_projection)
+        print(describe(config, pipe, model))
         return 0
     TrainingRun.check(folder, config)
     train(config, folder, Accelerator(mixed_precision=config.optimizer.precision))

@@ -118,17 +118,15 @@ def background(config: BackgroundConfig) -> Term:
         rows = step.face_rows[step.face_mask[step.face_rows].amax(dim=(1, 2)) > 0]
         if not len(rows):
             return spread(step, rows, step.model_output.new_zeros(0))
-        other = _somebody_else(faces, rows)
-        assert faces.noise is not None
         assert faces.draw is not None
         low, high = config.mix
-        vectors = step.conditions["id_embedding"].clone()
-        vectors[rows] = disturbed(
-            vectors[rows], other, how=config.disturbance, noise=config.noise * faces.noise[rows],
-            share=low + (high - low) * faces.draw[rows, 0],
-        )  # fmt: skip
+        share = low + (high - low) * faces.draw[rows, 0]
+        name = "codes" if "codes" in step.conditions else "id_embedding"
+        disturb = _disturbed_codes if name == "codes" else _disturbed_vectors
+        told = step.conditions[name].clone()
+        told[rows] = disturb(told[rows], faces, rows, config, share)
         with torch.no_grad():
-            with_other = ask(id_embedding=vectors)
+            with_other = ask(**{name: told})
         face = step.face_mask[rows]
         return spread(step, rows, background_loss(step.model_output[rows], with_other[rows], face))
 
@@ -157,9 +155,28 @@ def _needed(step: Step) -> tuple[FaceTargets, Callable[..., Tensor]]:
     return step.faces, step.ask
 
 
+def _disturbed_vectors(
+    own: Tensor, faces: FaceTargets, rows: Tensor, config: BackgroundConfig, share: Tensor
+) -> Tensor:
+    assert faces.noise is not None
+    other = faces.bank[_somebody_else(faces, rows)]
+    noise = config.noise * faces.noise[rows]
+    return disturbed(own, other, how=config.disturbance, share=share, noise=noise)
+
+
+def _disturbed_codes(
+    own: Tensor, faces: FaceTargets, rows: Tensor, config: BackgroundConfig, share: Tensor
+) -> Tensor:
+    """Somebody else's W+ codes, or those on the straight way there: codes have no length to keep."""
+    assert faces.bank_codes is not None
+    other = faces.bank_codes(_somebody_else(faces, rows))
+    if config.disturbance == "noise":
+        raise ConfigError("the disturbance noise is for face vectors; W+ codes take shuffle or mix")
+    return other if config.disturbance == "shuffle" else torch.lerp(other, own, share[:, None, None])
+
+
 def _somebody_else(faces: FaceTargets, rows: Tensor) -> Tensor:
+    """Rows of the bank that show other people than these."""
     anchor = faces.id_embedding[rows]
     draw = None if faces.draw is None else faces.draw[rows]
-    return faces.bank[
-        choose_negatives(anchor, anchor, faces.person[rows], faces.bank, faces.bank_person, draw=draw)
-    ]
+    return choose_negatives(anchor, anchor, faces.person[rows], faces.bank, faces.bank_person, draw=draw)

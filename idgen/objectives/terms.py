@@ -29,6 +29,7 @@ class FaceTargets:
         landmarks: (B, 5, 2) in pixels of the decoded picture, NaN where unknown.
         bank: (N, D) vectors that negatives are chosen from, of all rows of all processes.
         bank_person: (N,) their people.
+        bank_codes: W+ codes (M, L, W) of M of them, where the model is conditioned on those.
         draw: (B, N) numbers from [0, 1) that decide what is chosen at random.
         picture_px: side of the decoded picture, which the landmarks are pixels of.
         noise: (B, D) of about unit length, for what is disturbed at random; None without such a term.
@@ -41,6 +42,7 @@ class FaceTargets:
     landmarks: Tensor
     bank: Tensor
     bank_person: Tensor
+    bank_codes: Callable[[Tensor], Tensor] | None = None
     draw: Tensor | None = None
     picture_px: int = 0
     noise: Tensor | None = None

@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from idgen.adapters.install import IDAdapter
+from idgen.adapters.wplus import WPlusAdapter
 from idgen.data.sampler import PersonSampler
 from idgen.diffusion.prediction import NoiseSchedule
 from idgen.errors import ConfigError
@@ -94,38 +95,56 @@ def plan_adapter_batch(
 
 
 def conditions_of(corpus: Corpus, batch: AdapterBatch) -> dict[str, Tensor]:
-    """What the UNet is told of each row: the face vector (B, D), zero where the identity is left out."""
+    """What the UNet is told of each row, zero where the identity is left out.
+
+    The face vector, ``id_embedding`` (B, D); or W+ codes, ``codes`` (B, L, W), where the corpus has them.
+    """
+    if corpus.codes is not None:
+        return {"codes": corpus.codes[batch.source] * batch.has_identity[:, None, None]}
     return {"id_embedding": corpus.id_embedding[batch.source] * batch.has_identity[:, None]}
 
 
 class AdaptedUnet(nn.Module):
     """A UNet and the adapter that is installed on it; its own weights are frozen, the adapter's train."""
 
-    def __init__(self, unet: UNet2DConditionModel, adapter: IDAdapter) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        adapter: IDAdapter | WPlusAdapter,
+        *,
+        train_projection: bool = True,
+    ) -> None:
         super().__init__()
         unet.requires_grad_(False)
         adapter.requires_grad_(True).float()
+        if isinstance(adapter, WPlusAdapter):
+            adapter.w_proj.requires_grad_(train_projection)
         self.unet, self.adapter = unet, adapter
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The weights that train, by the names of a FaceID file."""
-        return dict(self.adapter.named_parameters())
+        """The weights that train, by the names of the adapter's file."""
+        return {name: value for name, value in self.adapter.named_parameters() if value.requires_grad}
 
     def forward(
         self,
         sample: Tensor,
         timestep: Tensor,
         id_embedding: Tensor | None = None,
+        codes: Tensor | None = None,
         id_scale: Tensor | float = 1.0,
         **settings: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - what the UNet returns
-        """The UNet's answer with these people at this strength; without vectors those of zeros."""
-        if id_embedding is None:
-            id_embedding = sample.new_zeros(len(sample), self.adapter.id_dim)
-        self.adapter.condition(id_embedding, id_scale)
+        """The UNet's answer with these people at this strength; without vectors or codes those of zeros."""
+        adapter = self.adapter
+        if isinstance(adapter, WPlusAdapter):
+            shape = (len(sample), adapter.num_layers, adapter.style_dim)
+            adapter.condition(sample.new_zeros(shape) if codes is None else codes, id_scale)
+        else:
+            shape = (len(sample), adapter.id_dim)
+            adapter.condition(sample.new_zeros(shape) if id_embedding is None else id_embedding, id_scale)
         return self.unet(sample, timestep, **settings)
 
 
-def averaged(adapter: IDAdapter, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def averaged(adapter: IDAdapter | WPlusAdapter, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The adapter's state with these weights in the place of its own."""
     return {**adapter.state_dict(), **weights}

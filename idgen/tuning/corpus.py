@@ -40,6 +40,7 @@ class Corpus:
         id_embedding: (N, D), zero where there is no face.
         person: (N,); each prior picture is a person of its own.
         landmarks: (N, 5, 2) in pixels of the cut pictures, NaN where there is no face.
+        codes: (N, L, W) W+ codes, where an adapter reads them.
     """
 
     latents: Latents
@@ -48,6 +49,7 @@ class Corpus:
     id_embedding: Tensor
     person: Tensor
     landmarks: Tensor
+    codes: Tensor | None = None
 
     @property
     def bank_rows(self) -> Tensor:
@@ -74,6 +76,7 @@ def join(
         id_embedding=torch.cat([part.id_embedding for part in parts]),
         person=torch.cat([instances.person, others]),
         landmarks=torch.cat([part.landmarks for part in parts]),
+        codes=instances.codes,
     )
 
 
@@ -246,7 +249,12 @@ def run_step(
 def _targets(
     corpus: Corpus, batch: Batch, picture_px: int, is_wanted: Tensor | None, device: torch.device
 ) -> FaceTargets:
-    rows, bank = batch.rows, corpus.bank_rows
+    rows, bank, codes = batch.rows, corpus.bank_rows, corpus.codes
+
+    def codes_of(index: Tensor) -> Tensor:
+        assert codes is not None
+        return codes[bank[index.cpu()]].to(device)
+
     return FaceTargets(
         id_embedding=corpus.id_embedding[rows].to(device),
         person=corpus.person[rows].to(device),
@@ -255,6 +263,7 @@ def _targets(
         bank_person=corpus.person[bank].to(device),
         draw=batch.draw.to(device),
         picture_px=picture_px,
+        bank_codes=None if codes is None else codes_of,
         noise=batch.id_noise.to(device),
         is_wanted=None if is_wanted is None else is_wanted.to(device),
     )
