@@ -115,3 +115,9 @@ def test_the_run_it_goes_on_from_stays_as_it_is(world: World) -> None:
     state = torch.load(world.root / "lora" / "state.pt", weights_only=True)
     assert state["progress"]["step"] == 3
     assert json.loads((world.root / "lora" / "log.jsonl").read_text().splitlines()[-1])["step"] == 3
+
+
+def test_a_wplus_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("pictures_per_person: 2\nkind: wplus\n")
+    assert main(["train", "reward", "--on", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "trained a W+ adapter" in capsys.readouterr().err

@@ -80,7 +80,10 @@ def test_published_pickles_are_read_key_for_key(tmp_path: Path, name: str) -> No
     assert {key.split(".")[-2] for key in state} == {
         "proj_0", "proj_1", "proj_2", "proj_3", "norm", "to_k_wplus", "to_v_wplus", "to_q_wplus",
     }  # fmt: skip
-    with pytest.raises(WeightsError, match=r"does not say whose W\+ codes it reads, .* encoder='e4e'"):
+    with pytest.raises(
+        WeightsError,
+        match=r"does not say whose W\+ codes it reads, .* encoder=load_wplus\('e4e_ffhq_encode.pt'\).id",
+    ):
         read_adapter(tmp_path / name)
     file = read_adapter(tmp_path / name, encoder="e4e")
     assert same(file.adapter, state)

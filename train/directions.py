@@ -1,11 +1,11 @@
 """Learn directions to edit faces along, from labelled photos: a smile, a turn of the head.
 
-    idgen train directions --wplus mini --faces $IDGEN_FACES/faces_train.parquet --out mine.safetensors
+    idgen train directions --wplus FILE --faces $IDGEN_FACES/faces_train.parquet --out mine.safetensors
     idgen train directions --wplus FILE --faces PHOTOS --label smile=p_happy --out mine.safetensors
 
 The codes of all photos are regressed on the labels (`idgen.editing.learn`); a tenth of the people is set
 aside. Mirror images count too, with the sign of yaw and roll turned. A step of 1 along a direction is a
-standard deviation of its label. `idgen generate --directions mine.safetensors --edit smile=+2` follows them.
+standard deviation of its label. `idgen.editing.directions.read_directions` opens the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,9 +73,7 @@ def both_ways(table: FaceTable, labels: Mapping[str, str]) -> dict[str, np.ndarr
 def main(argv: Sequence[str] | None = None) -> int:
     """Read all photos, learn, save."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--wplus", default="mini", help="mini, or a file of an encoder and its generator (mini)"
-    )
+    parser.add_argument("--wplus", type=Path, required=True, help="an encoder with its generator")
     parser.add_argument("--faces", type=Path, required=True, help="Parquet of labelled portraits")
     parser.add_argument(
         "--label", action="append", default=[], metavar="NAME=COLUMN", help=f"({' '.join(USUAL)})"

@@ -41,6 +41,11 @@ def kind_of(run: Path) -> str:
     kind = "lora" if "photos" in settings else "adapter" if "pictures_per_person" in settings else None
     if kind is None:
         raise RunFolderError(f"{run} is a run of another program: {written} is not of a LoRA or an adapter")
+    if settings.get("kind") == "wplus":
+        raise RunFolderError(
+            f"{run} trained a W+ adapter, and this program goes on from adapters of face vectors; put the "
+            "terms identity_reward and aesthetic_reward into the configuration of that run instead"
+        )
     if settings.get("stages"):
         raise RunFolderError(
             f"{run} trained identity tokens (stages), and a reward goes on from a LoRA or an adapter alone; "

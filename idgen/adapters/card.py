@@ -168,7 +168,8 @@ def _which_encoder(path: Path, adapter: IDAdapter | WPlusAdapter) -> str:
     )
     if isinstance(adapter, WPlusAdapter):
         if (adapter.num_layers, adapter.style_dim) == (18, STYLE_DIM):
-            return f"{asked}the published W+ adapters read the codes of e4e: encoder='e4e'"
+            said = "encoder=load_wplus('e4e_ffhq_encode.pt').id"
+            return f"{asked}the published W+ adapters read the codes of e4e: {said}"
         return f"{asked}it must be one with W+ codes of {adapter.num_layers} x {adapter.style_dim}"
     if adapter.id_dim == 512:
         usual = "FaceID files usually read the normed embedding of insightface's buffalo_l"

@@ -85,13 +85,7 @@ class OnnxFaceEncoder:
         Raises:
             ValueError: if the crops have another shape, or are not in [0, 1].
         """
-        size = self.crop.size_px
-        if crops.ndim != 4 or tuple(crops.shape[1:]) != (3, size, size):
-            raise ValueError(
-                f"{self.name} wants crops of shape (B, 3, {size}, {size}), got {tuple(crops.shape)}"
-            )
-        if crops.numel() and not -0.01 <= crops.min() <= crops.max() <= 1.01:  # False for NaN as well
-            raise ValueError(f"crops must be in [0, 1], got {crops.min():g} to {crops.max():g}")
+        self.crop.check(crops, self.name)
         pixel_values = self.crop.pixel_values(crops.detach().float().cpu()).numpy()
         raw = torch.from_numpy(self._run(pixel_values)).to(crops.device)
         norm = torch.linalg.vector_norm(raw, dim=1)

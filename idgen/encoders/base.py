@@ -36,6 +36,18 @@ class CropSpec:
     std: float = 127.5
     colour: str = "RGB"
 
+    def check(self, crops: Tensor, name: str) -> None:
+        """Refuse crops of another shape than (B, 3, size, size), or not in [0, 1]; ``name`` wants them.
+
+        Raises:
+            ValueError: if they are.
+        """
+        size = self.size_px
+        if crops.ndim != 4 or tuple(crops.shape[1:]) != (3, size, size):
+            raise ValueError(f"{name} wants crops of shape (B, 3, {size}, {size}), got {tuple(crops.shape)}")
+        if crops.numel() and not -0.01 <= crops.min() <= crops.max() <= 1.01:  # False for NaN as well
+            raise ValueError(f"crops must be in [0, 1], got {crops.min():g} to {crops.max():g}")
+
     def pixel_values(self, crops: Tensor) -> Tensor:
         """Crops in [0, 1] as the network wants them."""
         return (crops * 255 - self.mean) / self.std

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from idgen.encoders.base import TEMPLATES, UNKNOWN_LICENCE, CropSpec
 from idgen.errors import EncoderMismatchError, WeightsError
+from idgen.faces.framing import CONTEXT
 from idgen.faces.photo import crop_at, crop_ffhq
 from idgen.identity import Feature
 from idgen.pixels import to_image
 from idgen.stylegan.checkpoint import WPlusFile, read_wplus
 from idgen.stylegan.model import WPlusModel
 
-PORTRAIT_RIM = 16  # a portrait shows 1/16 of its side around the ArcFace crop
 KIND = "wplus"  # of the features it makes
 MAX_BATCH = 8  # crops at once: the first maps of an e4e encoder take 17 MB each, for one crop
 
@@ -85,7 +85,7 @@ class WPlusEncoder:
         Raises:
             ValueError: if the crops have another shape, or are not in [0, 1].
         """
-        self._check_crops(crops)
+        self.crop.check(crops, self.name)
         codes = [crops.new_zeros(0, self.num_layers, self.style_dim, dtype=torch.float32)]
         with torch.no_grad():
             for part in crops.split(MAX_BATCH) if len(crops) else ():
@@ -102,7 +102,7 @@ class WPlusEncoder:
         size = self.crop.size_px
         if self.crop.template == "ffhq":
             return crop_ffhq(image, landmarks, size)
-        margin = size // PORTRAIT_RIM if self.crop.template == "portrait" else 0
+        margin = size // CONTEXT if self.crop.template == "portrait" else 0
         return crop_at(image, landmarks, size - 2 * margin, margin_px=margin)[0]
 
     def invert(self, crops: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class WPlusEncoder:
         Raises:
             ValueError: if the crops have another shape, or are not in [0, 1].
         """
-        self._check_crops(crops)
+        self.crop.check(crops, self.name)
         return self._invert(crops)
 
     def decode(self, codes: Tensor | Feature) -> Tensor:
@@ -171,15 +171,6 @@ class WPlusEncoder:
 
     def _invert(self, crops: Tensor) -> Tensor:
         return self.model.invert(self.crop.pixel_values(crops.to(self.latent_avg)))
-
-    def _check_crops(self, crops: Tensor) -> None:
-        size = self.crop.size_px
-        if crops.ndim != 4 or tuple(crops.shape[1:]) != (3, size, size):
-            raise ValueError(
-                f"{self.name} wants crops of shape (B, 3, {size}, {size}), got {tuple(crops.shape)}"
-            )
-        if crops.numel() and not -0.01 <= crops.min() <= crops.max() <= 1.01:  # False for NaN as well
-            raise ValueError(f"crops must be in [0, 1], got {crops.min():g} to {crops.max():g}")
 
 
 def _crop(file: WPlusFile) -> CropSpec:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from idgen.stylegan.generator import FIRST_SIZE_PX
 from idgen.stylegan.operations import EqualConv2d, EqualLinear, scaled_leaky_relu
-
-FIRST_SIZE_PX = 4
 
 
 class HalvingBlock(nn.Module):
