@@ -6,8 +6,9 @@ r"""Draw pictures of the people of a table, with a manifest of who, from which p
 One photo each of people who have another one as well; prompts drawn from ten; seeds count on. For controls:
 ``--id-scale 0`` leaves the identity out, ``--shuffle`` conditions each person's pictures on somebody else,
 ``--real`` draws nothing and takes other photos of the same people: what a perfect model would give.
-``--new`` draws people who do not exist: vectors from mini's distribution, each below the encoder's
-threshold at FMR 1e-4 to every photo of the table and to each other.
+``--new`` draws people who do not exist: vectors from ``--source`` (pca: mini's distribution), each below the
+encoder's threshold at FMR 1e-4 to every photo of the table and to each other, and far from people who
+refused.
 Started again, the command goes on with the people who are missing.
 """
 
@@ -23,13 +24,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from idgen import mini
+from idgen.blocklist import Blocklist
 from idgen.config import Parser
 from idgen.data.images import FaceTable, load_faces, split_people
 from idgen.data.manifest import write_manifest
 from idgen.data.prompts import prompts_for
 from idgen.encoders.base import FaceEncoder
-from idgen.encoders.card import read_encoder_card
+from idgen.encoders.thresholds import threshold_at
 from idgen.errors import ConfigError
 from idgen.identity import Identity
 from idgen.opening import hide_loading_bars, model_folder, open_kit, open_model
@@ -38,11 +39,11 @@ from idgen.reference import embed_crop
 from idgen.report.sheet import Tile, contact_sheet
 from idgen.runs import file_sha256, keep_settings
 from idgen.storage import replacing, write_json
-from idgen.synth.identities import load_people, separated_people
+from idgen.synth.identities import STRICT, separated_people
+from idgen.synth.sources import load_source
 
 PROMPTS = prompts_for("a person")
 SETTINGS = "draw.json"
-STRICT = "1e-4"  # false match rate beyond which a new face may be somebody's
 PIECE = 256  # photos that are looked at at once
 SHEET_PEOPLE, SHEET_PX = 12, 128
 
@@ -83,17 +84,12 @@ def invent_people(table: FaceTable, encoder: FaceEncoder, options: argparse.Name
     """Vectors (``options.people``, D) of new people, far from each other and from every photo of the table.
 
     Raises:
-        ConfigError: if the encoder has no threshold in its card, or is not that of mini's distribution.
+        ConfigError: if the encoder has no threshold in its card.
+        EncoderMismatchError: if the source is of another encoder, or somebody who refused is not known by it.
+        MeasureError: if there is no room for so many.
     """
-    card, people = read_encoder_card(encoder), load_people(mini.PEOPLE)
-    if card is None or STRICT not in card.thresholds:
-        raise ConfigError(
-            f"{encoder.id} has no threshold at FMR {STRICT} in its card: `idgen evaluate thresholds`"
-        )
-    if people.encoder != encoder.id:
-        raise ConfigError(
-            f"new people are vectors of {people.encoder}; the adapter reads those of {encoder.id}"
-        )
+    limit = threshold_at(encoder, STRICT)
+    people = load_source(options.source, encoder=encoder.id, dim=encoder.dim)
     store = options.out / "gallery.npy"
     if not store.exists():
         pieces = [range(i, min(i + PIECE, len(table))) for i in range(0, len(table), PIECE)]
@@ -101,10 +97,10 @@ def invent_people(table: FaceTable, encoder: FaceEncoder, options: argparse.Name
         vectors = np.concatenate([encoder.encode(table.crops(list(rows))).unit.numpy() for rows in bar])
         with replacing(store) as file:
             np.save(file, vectors)
-    limit = card.thresholds[STRICT]
     return separated_people(
-        people, options.people, max_cosine=limit, seed=options.seed, gallery=np.load(store)
-    )
+        people, options.people, max_cosine=limit, seed=options.seed, gallery=np.load(store),
+        max_gallery_cosine=limit, blocklist=Blocklist.load(), out=options.out / "people",
+    )  # fmt: skip
 
 
 def draw(
@@ -169,6 +165,9 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shuffle", action="store_true", help="condition on another person")
     parser.add_argument("--real", action="store_true", help="take other photos, draw nothing")
     parser.add_argument("--new", action="store_true", help="people who do not exist, far from all of FACES")
+    parser.add_argument(
+        "--source", default="pca", metavar="SPEC", help="of --new: pca[:FILE], vmf:FILE, uniform, file:FILE"
+    )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--id-guidance", type=float, help="of the identity apart from the text's")

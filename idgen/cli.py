@@ -30,6 +30,7 @@ COMMANDS = {
         "photos of a person -> an identity file, to be used like a photo", "idgen.commands.embed"
     ),
     "inspect": Command("what a picture, an identity or an adapter says of itself", "idgen.commands.show"),
+    "blocklist": Command("people who refused: no pictures of them are made", "idgen.commands.blocklist"),
     "doctor": Command("what this machine can run, and what is missing", "idgen.commands.doctor"),
     "train": Command("train a model: `idgen train --help` lists the programs", "train/"),
     "evaluate": Command("measure and report: `idgen evaluate --help` lists the programs", "eval/"),

@@ -9,6 +9,7 @@ IdgenError
         AmbiguousFaceError     several faces, and nobody said which
     IdentityError          an identity, or the file of one, cannot be used (also a ValueError)
     EncoderMismatchError   features of two different encoders meet (also a ValueError)
+    RefusedPersonError     somebody is meant who refused to be shown (also a PermissionError)
     WeightsError           a file of weights does not fit, or is not safe to read (also a ValueError)
     ModelNotFoundError     a model is not on this disk (also a FileNotFoundError)
     MeasureError           numbers do not allow the measure that was asked for (also a ValueError)
@@ -55,6 +56,10 @@ class IdentityError(IdgenError, ValueError):
 
 class EncoderMismatchError(IdgenError, ValueError):
     """Features of two different encoders were compared or mixed."""
+
+
+class RefusedPersonError(IdgenError, PermissionError):
+    """Somebody is meant who is on the list of people who refused."""
 
 
 class WeightsError(IdgenError, ValueError):

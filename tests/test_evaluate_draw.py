@@ -15,6 +15,8 @@ from idgen.encoders.arcface import mini_encoder
 from idgen.encoders.card import read_encoder_card
 from idgen.errors import ConfigError, RunFolderError
 from idgen.mini import PEOPLE
+from idgen.synth.gaussian import load_people
+from idgen.synth.identities import separated_people
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,7 +102,10 @@ def test_real_photos_in_place_of_pictures(program: SimpleNamespace, faces: Path,
         np.testing.assert_array_equal(np.asarray(picture.open()), table.images[row])
 
 
-def test_new_people_are_nobody_of_the_table(program: SimpleNamespace, faces: Path, tmp_path: Path) -> None:
+def test_new_people_are_nobody_of_the_table(
+    program: SimpleNamespace, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # nobody has refused
     out = tmp_path / "new"
     program.main(options(faces, out, "--new", "--people", "3"))
     drawn = read_pictures(out)
@@ -111,12 +116,13 @@ def test_new_people_are_nobody_of_the_table(program: SimpleNamespace, faces: Pat
     table = program.load_faces(faces)
     photos = mini_encoder().encode(table.crops(list(range(len(table))))).unit.numpy()
     np.testing.assert_allclose(np.load(out / "gallery.npy"), photos, atol=1e-5)
-    people = program.separated_people(
-        program.load_people(PEOPLE), 3, max_cosine=card.thresholds["1e-4"], gallery=photos
-    )
+    people = separated_people(load_people(PEOPLE), 3, max_cosine=card.thresholds["1e-4"], gallery=photos)
     assert (people @ photos.T).max() < card.thresholds["1e-4"]
+    np.testing.assert_array_equal(np.load(out / "people" / "vectors.npy")[:3], people)
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.height > 2 * 128  # three people of one picture each, two a row
+    with pytest.raises(ConfigError, match="the source vmf needs its file"):
+        program.main(options(faces, tmp_path / "x", "--new", "--source", "vmf"))
     for word in ("--real", "--shuffle"):
         with pytest.raises(ConfigError, match="neither --real nor --shuffle"):
             program.main(options(faces, tmp_path / "x", "--new", word))

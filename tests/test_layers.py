@@ -32,7 +32,7 @@ STEPS = [
         "weights",
     },
     {"encoders"},
-    {"adapters", "diffusion", "editing", "preference", "report", "reference", "portraits"},
+    {"adapters", "diffusion", "editing", "preference", "report", "reference", "portraits", "blocklist"},
     {"objectives", "recognition"},
     {"pipeline"},
     {"synth", "opening", "tuning"},
@@ -41,7 +41,10 @@ STEPS = [
 STEP_OF = {room: step for step, rooms in enumerate(STEPS) for room in rooms}
 FREE = "__init__"  # idgen/__init__.py names the public modules, and loads them on first use
 
-INSIDE_FUNCTIONS_ONLY = {"gradio", "matplotlib", "ray", "webdataset", "insightface", "pillow_heif"}
+INSIDE_FUNCTIONS_ONLY = {
+    *("datasets", "gradio", "insightface", "lmdb", "matplotlib", "msgpack", "pillow_heif"),
+    *("pytorch_metric_learning", "ray", "webdataset"),
+}
 NEVER = {"torchvision"}  # its CUDA wheel on a CPU torch dies at import, and what needs it replaces torch
 
 

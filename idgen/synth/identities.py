@@ -1,151 +1,201 @@
-"""New identities: drawn from a distribution of real face vectors, each kept apart from all others.
+"""New identities: drawn from a source, each kept apart from all others and from real people.
 
-Shapes: N real people, M photos to keep away from, P new people, D width of a face vector.
+Shapes: M photos to keep away from, P new people, D width of a face vector.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from idgen.errors import IdentityError, MeasureError
-from idgen.metrics.scores import GRAIN, whole_numbers
-from idgen.storage import write_bytes
+from idgen.blocklist import Blocklist
+from idgen.encoders.thresholds import threshold_at
+from idgen.errors import ConfigError, MeasureError
+from idgen.synth.people_folder import PeopleFolder
+from idgen.synth.separation import BLOCK, Crowd, RealPeople
+from idgen.synth.sources import GivenVectors, Source
+from idgen.synth.vectors import VECTORS, unit_rows
 
-FORMAT = "1"
 CHUNK = 256  # candidates drawn at once; part of what a seed means
 LEAST_ACCEPTED = 0.01  # of the candidates of the last WATCHED chunks; below it nobody is left to be found
 WATCHED = 20
+STRICT = "1e-4"  # false match rate from which on a new face may be a real person's
 
 
-@dataclass(frozen=True, kw_only=True)
-class PeopleDistribution:
-    """``normalise(mean + factors z)`` with ``z ~ N(0, 1)``: the PCA Gaussian of Vec2Face (Wu et al. 2024).
-
-    Attributes:
-        encoder: id of the encoder whose vectors these are.
-        mean: (D,).
-        factors: (D, K), principal axes times standard deviations.
-    """
-
-    encoder: str
-    mean: np.ndarray
-    factors: np.ndarray
-
-    def sample(self, num: int, rng: np.random.Generator) -> np.ndarray:
-        """(num, D) float32 of unit length."""
-        drawn = self.mean + rng.standard_normal((num, self.factors.shape[1])) @ self.factors.T
-        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
-
-    def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all."""
-        # safetensors writes memory as it lies: a transposed array would come back scrambled
-        tensors = {
-            "mean": self.mean.astype(np.float32),
-            "factors": np.ascontiguousarray(self.factors, np.float16),
-        }
-        write_bytes(path, save(tensors, {"idgen_people": FORMAT, "encoder": self.encoder}))
-
-
-def fit_people(centres: np.ndarray, encoder: str) -> PeopleDistribution:
-    """The distribution of people, from one unit vector of each.
+def memory_bytes(num: int, dim: int, *, num_real: int = 0, block: int = BLOCK) -> int:
+    """What `separated_people` needs at most, besides the arrays that it is given and the libraries.
 
     Args:
-        centres: (N, D), such as the normalised mean vector of each person's photos.
-        encoder: id of the encoder they are of.
-
-    Raises:
-        MeasureError: if there are fewer than two people, or vectors are not of unit length.
+        num: P.
+        dim: D.
+        num_real: photos in the galleries that are not float32 of unit length yet, and so are copied.
+        block: as there.
     """
-    if len(centres) < 2:
-        raise MeasureError(f"a distribution needs two people at least, got {len(centres)}")
-    exact = whole_numbers(centres) / GRAIN
-    mean = exact.mean(axis=0)
-    _, scale, axes = np.linalg.svd(exact - mean, full_matrices=False)
-    return PeopleDistribution(encoder=encoder, mean=mean, factors=axes.T * scale / np.sqrt(len(centres) - 1))
-
-
-def load_people(path: Path) -> PeopleDistribution:
-    """Read what `PeopleDistribution.save` wrote.
-
-    Raises:
-        IdentityError: if it is missing, damaged, or something else.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            head = file.metadata() or {}
-            if head.get("idgen_people") != FORMAT:
-                raise IdentityError(f"{path} is no distribution of people of format {FORMAT}")
-            mean, factors = (file.get_tensor(name).astype(np.float64) for name in ("mean", "factors"))
-    except (OSError, SafetensorError) as error:
-        raise IdentityError(f"cannot read the distribution of people {path}: {error}") from None
-    return PeopleDistribution(encoder=head["encoder"], mean=mean, factors=factors)
+    accepted = 4 * dim * (num + CHUNK)
+    real = 12 * num_real + 4 * dim * num_real  # and their lengths
+    drawing = 8 * 8 * CHUNK * dim  # a chunk in float64, with what it is made of
+    comparing = 4 * CHUNK * block + 16 * CHUNK * CHUNK
+    return accepted + real + drawing + comparing
 
 
 def separated_people(
-    people: PeopleDistribution,
+    people: Source,
     num: int,
     *,
     max_cosine: float,
     seed: int = 0,
-    gallery: np.ndarray | None = None,
+    gallery: np.ndarray | Sequence[np.ndarray] | None = None,
     max_gallery_cosine: float | None = None,
+    blocklist: Blocklist | None = None,
+    out: Path | None = None,
+    least_accepted: float = LEAST_ACCEPTED,
+    block: int = BLOCK,
     advance: Callable[[int], object] = lambda _: None,
 ) -> np.ndarray:
     """New people, each below a cosine to every other and to every real photo, exactly.
 
     Candidates come in an order that depends on the seed alone; each is accepted if it keeps its distance from
-    the gallery and from everybody accepted before. The first people of a larger number are therefore
-    those of a smaller one.
+    the galleries and from everybody accepted before. The first people of a larger number are therefore
+    those of a smaller one. With ``out`` those accepted are on disk at every moment: stopped and started
+    again, it goes on and finds the same people. `memory_bytes` says beforehand what it needs.
 
     Args:
         people: where they are drawn from.
         num: P.
         max_cosine: between two new people, in (-1, 1].
-        seed: of the candidates.
-        gallery: (M, D) unit vectors to keep away from; zero rows are left out.
-        max_gallery_cosine: to these; ``max_cosine`` if not given.
+        seed: of the candidates; given people (`GivenVectors`) are taken in their own order instead.
+        gallery: one or several (M, D) of unit vectors to keep away from, also memory-mapped ones; zero rows
+            are left out. What is not float32 of unit length within 1e-6 is rounded to that first.
+        max_gallery_cosine: to these; if not given, what the encoder's card says for a false match rate of
+            1e-4.
+        blocklist: people who refused; nobody is found whom `Blocklist.check` would refuse.
+        out: folder that keeps them; one that holds fewer people of the same settings is filled up.
+        least_accepted: share of the last 5,120 candidates; if fewer keep their distance, it stops.
+        block: people that candidates are compared with at once. The result does not depend on it.
         advance: told how many were accepted after each chunk of candidates.
 
     Returns:
-        (P, D) float32 of unit length.
+        (P, D) float32 of unit length, within 1e-6; the limits hold for their dot products and for their
+        cosines.
 
     Raises:
-        MeasureError: if nearly every candidate is refused: how many were found is said.
+        ConfigError: for settings out of range, or where no threshold is known.
+        IdentityError: if a gallery is not of unit vectors.
+        EncoderMismatchError: if the list of people who refused lacks vectors of this encoder.
+        MeasureError: if nearly every candidate is refused: how many were found, and where they are, is said.
+        RunFolderError: if ``out`` was made with other settings, holds other files, or is in use.
+        StorageError: if it cannot be written.
     """
-    kept = np.zeros((0, people.mean.shape[0]))
-    photos = whole_numbers(gallery) if gallery is not None else np.zeros_like(kept)
-    photo_limit = (max_cosine if max_gallery_cosine is None else max_gallery_cosine) * GRAIN**2
-    accepted: list[int] = []
-    chunk = 0
-    while len(kept) < num:
-        drawn = whole_numbers(people.sample(CHUNK, np.random.default_rng([seed, chunk])))
-        far = np.ones(CHUNK, bool)
-        if len(photos):
-            far &= (drawn @ photos.T).max(axis=1) < photo_limit
-        fresh = _far_from_each_other(drawn[far], kept, max_cosine * GRAIN**2)
-        kept = np.concatenate([kept, fresh])
-        accepted.append(len(fresh))
-        advance(min(len(fresh), num - len(kept) + len(fresh)))
-        chunk += 1
-        if len(accepted) >= WATCHED and sum(accepted[-WATCHED:]) < LEAST_ACCEPTED * WATCHED * CHUNK:
-            raise MeasureError(
-                f"only {len(kept)} of {num} new people were found below cosine {max_cosine:g}; of the last "
-                f"{WATCHED * CHUNK} candidates {sum(accepted[-WATCHED:])} kept their distance. Ask for fewer"
-            )
-    return (kept[:num] / GRAIN).astype(np.float32)
+    _check_settings(num, max_cosine, max_gallery_cosine, seed, least_accepted, block)
+    galleries = [gallery] if isinstance(gallery, np.ndarray) else list(gallery or ())
+    real = [*_real_people(people, galleries, max_gallery_cosine), *_refused(people, blocklist)]
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if out is not None:
+            settings = _settings(people, max_cosine, seed, real)
+            folder = stack.enter_context(PeopleFolder(out, settings, people.dim))
+        capacity = max(num, folder.most_people if folder else 0) + CHUNK
+        crowd = Crowd(people.dim, max_cosine, capacity=capacity, real=real, block=block)
+        for known in folder.restore() if folder else ():
+            crowd.restore(known)
+        accepted = list(folder.accepted) if folder else []
+        advance(min(len(crowd), num))
+        while len(crowd) < num:
+            drawn = candidates(people, seed, len(accepted))
+            _check_hope(len(drawn), accepted, least_accepted, crowd, num, out)
+            fresh = crowd.admit(drawn)
+            if folder:
+                folder.append(fresh)
+            accepted.append(len(fresh))
+            advance(min(len(fresh), num - len(crowd) + len(fresh)))
+    return crowd.vectors[:num]
 
 
-def _far_from_each_other(drawn: np.ndarray, kept: np.ndarray, limit: float) -> np.ndarray:
-    """Those of the candidates that keep their distance from ``kept`` and from those taken before them."""
-    if len(kept):
-        drawn = drawn[(drawn @ kept.T).max(axis=1) < limit]
-    among = drawn @ drawn.T
-    taken: list[int] = []
-    for row in range(len(drawn)):
-        if not taken or among[row, taken].max() < limit:
-            taken.append(row)
-    return drawn[taken]
+def candidates(people: Source, seed: int, chunk: int) -> np.ndarray:
+    """(CHUNK, D) the candidates of a chunk; fewer, or none, where given people come to their end."""
+    if isinstance(people, GivenVectors):
+        return np.asarray(people.vectors[chunk * CHUNK : (chunk + 1) * CHUNK])
+    return people.sample(CHUNK, np.random.default_rng([seed, chunk]))
+
+
+def _check_settings(
+    num: int,
+    max_cosine: float,
+    max_gallery_cosine: float | None,
+    seed: int,
+    least_accepted: float,
+    block: int,
+) -> None:
+    for name, cosine in (("max_cosine", max_cosine), ("max_gallery_cosine", max_gallery_cosine)):
+        if cosine is not None and not -1 < cosine <= 1:
+            raise ConfigError(f"{name} must be in (-1, 1], got {cosine}")
+    for name, value, least in (("num", num, 0), ("seed", seed, 0), ("block", block, 1)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+    if not 0 <= least_accepted <= 1:
+        raise ConfigError(f"least_accepted is a share of the candidates, in [0, 1], got {least_accepted}")
+
+
+def _real_people(
+    people: Source, galleries: Sequence[np.ndarray], max_cosine: float | None
+) -> list[RealPeople]:
+    if galleries and max_cosine is None:
+        max_cosine = threshold_at(people.encoder, STRICT)
+    found = []
+    for number, vectors in enumerate(galleries, 1):
+        unit = unit_rows(vectors, f"gallery {number}", drop_zeros=True)
+        if unit.shape[1] != people.dim:
+            raise ConfigError(f"gallery {number} is {unit.shape[1]}-d, new people are {people.dim}-d")
+        assert max_cosine is not None
+        found.append(RealPeople(name=f"gallery {number}", vectors=unit, max_cosine=float(max_cosine)))
+    return found
+
+
+def _refused(people: Source, blocklist: Blocklist | None) -> list[RealPeople]:
+    if not blocklist:  # none, or nobody on it
+        return []
+    unit = unit_rows(blocklist.gallery(people.encoder), "people who refused")
+    limit = blocklist.threshold(people.encoder)
+    return [RealPeople(name="people who refused", vectors=unit, max_cosine=limit)]
+
+
+def _settings(people: Source, max_cosine: float, seed: int, real: Sequence[RealPeople]) -> dict[str, Any]:
+    """Everything that decides who is accepted; a source and galleries by what they hold."""
+    known_by = people.vectors if isinstance(people, GivenVectors) else candidates(people, seed, 0)
+    settings: dict[str, Any] = {
+        "encoder": people.encoder,
+        "dim": people.dim,
+        "seed": seed,
+        "chunk": CHUNK,
+        "max_cosine": float(max_cosine),
+        "source": f"{type(people).__name__} {_digest(known_by)}",
+    }
+    for kept_away in real:
+        settings[kept_away.name] = f"below {kept_away.max_cosine!r} to {_digest(kept_away.vectors)}"
+    return settings
+
+
+def _digest(vectors: np.ndarray) -> str:
+    data = np.ascontiguousarray(vectors).data
+    return f"{vectors.shape} {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def _check_hope(
+    num_drawn: int, accepted: Sequence[int], least: float, crowd: Crowd, num: int, out: Path | None
+) -> None:
+    """Stop where there are no candidates any more, or hardly any of them is accepted."""
+    recent = sum(accepted[-WATCHED:])
+    if num_drawn and (len(accepted) < WATCHED or recent >= least * WATCHED * CHUNK):
+        return
+    kept = f"they are in {out / VECTORS}" if out else "with out=FOLDER they are kept"
+    why = (
+        f"of the last {WATCHED * CHUNK} candidates {recent} kept their distance. Ask for fewer, or allow more"
+        if num_drawn
+        else "there are no more given people"
+    )
+    raise MeasureError(
+        f"only {len(crowd)} of {num} new people were found below cosine {crowd.max_cosine:g} ({kept}): {why}"
+    )

@@ -1,0 +1,92 @@
+"""New people who are far from each other: seconds of idgen's sampler against the usual way, and the ratio.
+
+    python benchmarks/identities.py                                # 100,000 people, both ways at up to 20,000
+    python benchmarks/identities.py --people 5000 --both 1000 2000
+
+The usual way: one candidate at a time, compared with everybody accepted so far, who stand in an array that
+is made anew with one row more. Both ways get the same candidates, and must accept the same people. The usual
+way is measured at the smaller numbers; its time at the largest is extrapolated from the last two, and marked.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from idgen.config import Parser
+from idgen.errors import MeasureError
+from idgen.synth.identities import candidates, memory_bytes, separated_people
+from idgen.synth.sources import UniformSphere
+
+
+def by_appending(people: UniformSphere, num: int, max_cosine: float) -> np.ndarray:
+    """The usual way."""
+    kept = np.zeros((0, people.dim), np.float32)
+    chunk = 0
+    with tqdm(total=num, desc=f"usual way, {num:,}", unit="person", disable=None) as bar:
+        while len(kept) < num:
+            for vector in candidates(people, 0, chunk):
+                if not len(kept) or (kept @ vector).max() < max_cosine:
+                    kept = np.vstack([kept, vector[None]])
+                    bar.update()
+                if len(kept) == num:
+                    break
+            chunk += 1
+    return kept
+
+
+def by_idgen(people: UniformSphere, num: int, max_cosine: float) -> np.ndarray:
+    """Chunks of candidates against blocks of those accepted."""
+    with tqdm(total=num, desc=f"idgen, {num:,}", unit="person", disable=None) as bar:
+        return separated_people(people, num, max_cosine=max_cosine, advance=bar.update)
+
+
+def extrapolated(seconds: dict[int, float], num: int) -> tuple[float, float]:
+    """Seconds at ``num`` by the power law through the last two numbers measured, and its exponent."""
+    (less, early), (more, late) = sorted(seconds.items())[-2:]
+    exponent = math.log(late / early) / math.log(more / less)
+    return late * (num / more) ** exponent, exponent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, check that both accept the same people, print a table in Markdown."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--people", type=int, default=100_000, help="of idgen alone (100000)")
+    parser.add_argument("--both", type=int, nargs="+", default=[5_000, 10_000, 20_000], help="of both ways")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--max-cosine", type=float, default=0.3)
+    options = parser.parse_args(argv)
+    source = UniformSphere(encoder="drawn@000000000000", dim=options.dim)
+    by_idgen(source, 300, options.max_cosine)  # first calls are not what is measured
+    ours: dict[int, float] = {}
+    usual: dict[int, float] = {}
+    for num in sorted({*options.both, options.people}):
+        start = time.perf_counter()
+        found = by_idgen(source, num, options.max_cosine)
+        ours[num] = time.perf_counter() - start
+        if num in options.both:
+            start = time.perf_counter()
+            same = by_appending(source, num, options.max_cosine)
+            usual[num] = time.perf_counter() - start
+            if not np.array_equal(found, same):
+                raise MeasureError(f"the two ways accept different people at {num:,}")
+    memory_gb = memory_bytes(options.people, options.dim) / 1e9
+    print(f"{options.dim}-d, every cosine below {options.max_cosine:g}; {options.people:,} people need "
+          f"{memory_gb:.2f} GB\n")  # fmt: skip
+    print("| people | idgen, seconds | usual way, seconds | ratio |\n| --- | --- | --- | --- |")
+    for num, seconds in ours.items():
+        if num in usual:
+            print(f"| {num:,} | {seconds:.2f} | {usual[num]:.2f} | {usual[num] / seconds:.1f} |")
+        elif len(usual) > 1:
+            far, exponent = extrapolated(usual, num)
+            print(f"| {num:,} | {seconds:.2f} | {far:.0f}, not measured: extrapolated as n^{exponent:.2f} | "
+                  f"{far / seconds:.1f}, extrapolated |")  # fmt: skip
+        else:
+            print(f"| {num:,} | {seconds:.2f} | not measured | |")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
