@@ -3,15 +3,16 @@
 import io
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from idgen.errors import ConfigError, ImageError
-from idgen.pixels import load_image, to_rgb
+from idgen.pixels import MAX_PIXELS, load_image, to_rgb
 from idgen.provenance import read_provenance
 from idgen.runs import RECORD, read_record
 
@@ -20,15 +21,53 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", 
 OWN_COLUMNS = {"image", "bytes", "path", "file", "identity", "prompt", "reference", "sha256"}
 
 
-@dataclass(frozen=True, kw_only=True)
+class Stored(Protocol):
+    """Where an encoded picture lies in a larger file; it is read only when it is wanted."""
+
+    def read(self) -> bytes:
+        """The encoded picture.
+
+        Raises:
+            ImageError: if the file is gone, or shorter than it was.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A piece of a file, such as a member of a tar."""
+
+    file: Path
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes of the piece.
+
+        Raises:
+            ImageError: if the file is gone, or shorter than it was.
+        """
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                file.seek(self.start)
+                data = file.read(self.size)
+        except OSError as error:
+            raise ImageError(f"cannot read {self.file}: {error.strerror or error}") from None
+        if len(data) != self.size:
+            raise ImageError(f"{self.file} ends before byte {self.start + self.size}: it is cut short")
+        return data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     """One picture, opened only when it is looked at.
 
     Attributes:
         identity: whom it shows; empty where nobody says so.
         name: unique within its set: the file's name, below its identity's folder.
-        path: the file, or None where ``data`` holds it.
+        path: the file, or None where ``data`` or ``stored`` has it.
         data: the encoded picture, where it came out of a table.
+        stored: where the encoded picture lies, where it is part of a larger file.
         prompt: what was asked for, where that is known.
         reference: name of the picture it was conditioned on, where that is known.
         labels: whatever else its table says of it.
@@ -38,6 +77,7 @@ class Picture:
     name: str
     path: Path | None = None
     data: bytes | None = None
+    stored: Stored | None = None
     prompt: str = ""
     reference: str = ""
     labels: Mapping[str, str | float] = field(default_factory=dict)
@@ -46,10 +86,12 @@ class Picture:
         """The encoded picture.
 
         Raises:
-            ImageError: if the file is gone.
+            ImageError: if the file is gone, or shorter than it was.
         """
         if self.data is not None:
             return self.data
+        if self.stored is not None:
+            return self.stored.read()
         assert self.path is not None
         try:
             return self.path.read_bytes()
@@ -60,17 +102,29 @@ class Picture:
         """The picture as 8-bit RGB, upright.
 
         Raises:
-            ImageError: if it is missing, no picture, or damaged.
+            ImageError: if it is missing, no picture, damaged, or has more than 100 megapixels.
         """
-        if self.data is None:
-            assert self.path is not None
+        if self.path is not None and self.data is None and self.stored is None:
             return load_image(self.path)
+        data = self.read_bytes()
         try:
-            with Image.open(io.BytesIO(self.data)) as opened:
-                opened.load()
-                return to_rgb(opened)
-        except (OSError, ValueError, SyntaxError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is ours
+                with Image.open(io.BytesIO(data)) as opened:
+                    self._check_size(opened)
+                    opened.load()
+                    return to_rgb(ImageOps.exif_transpose(opened))
+        except ImageError:
+            raise
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise ImageError(f"the picture {self.name!r} of the table is damaged: {error}") from None
+
+    def _check_size(self, image: Image.Image) -> None:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(
+                f"the picture {self.name!r} of the table has {image.width} x {image.height} pixels; at most "
+                f"{MAX_PIXELS / 1e6:.0f} megapixels are opened"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +171,11 @@ def read_pictures(path: str | Path, *, flat: bool = False) -> PictureSet:
     """
     path = Path(path).expanduser()
     if path.suffix == ".parquet":
-        pictures, encoders = _of_table(path), _encoders_of_table(path)
+        pictures, encoders = _of_table(path), encoders_of_table(path)
     elif not path.is_dir():
         raise ImageError(f"no such folder or Parquet file: {path}")
     elif (path / MANIFEST).exists():
-        pictures, encoders = _of_table(path / MANIFEST), _encoders_of_table(path / MANIFEST)
+        pictures, encoders = _of_table(path / MANIFEST), encoders_of_table(path / MANIFEST)
     else:
         pictures, encoders = _of_folder(path, flat=flat)
     if not pictures:
@@ -213,17 +267,21 @@ def _of_table(path: Path) -> list[Picture]:
     return [_of_row(path, {name: columns[name][row] for name in columns}, row) for row in range(num_rows)]
 
 
+def labels_of_row(row: Mapping[str, Any]) -> dict[str, str | float]:
+    """What a row of a table says of its picture beside its own columns: text, and defined numbers."""
+    return {
+        name: value if isinstance(value, str) else float(value)
+        for name, value in row.items()
+        if name not in OWN_COLUMNS and _is_label(value)
+    }
+
+
 def _of_row(table: Path, row: dict[str, Any], number: int) -> Picture:
     cell = row.get("image", row.get("bytes"))
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     relative = row.get("path") or (cell.get("path") if isinstance(cell, dict) else None)
     if data is None and not relative:
         raise ConfigError(f"row {number} of {table} has neither bytes nor a path")
-    labels = {
-        name: value if isinstance(value, str) else float(value)
-        for name, value in row.items()
-        if name not in OWN_COLUMNS and _is_label(value)
-    }
     return Picture(
         identity=str(row["identity"]),
         name=str(row.get("file") or relative or number),
@@ -231,7 +289,7 @@ def _of_row(table: Path, row: dict[str, Any], number: int) -> Picture:
         data=data,
         prompt=str(row.get("prompt") or ""),
         reference=str(row.get("reference") or ""),
-        labels=labels,
+        labels=labels_of_row(row),
     )
 
 
@@ -239,7 +297,7 @@ def _is_label(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
 
 
-def _encoders_of_table(path: Path) -> list[str]:
+def encoders_of_table(path: Path) -> list[str]:
     """The encoders that the table's metadata or its column ``encoder`` names as its pictures' makers."""
     import pyarrow.parquet
 

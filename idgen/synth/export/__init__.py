@@ -1,0 +1,1 @@
+"""Datasets of made people in the formats of other programs, out and back in."""
