@@ -16,17 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from idgen.config import Parser
-from idgen.data.pairs import PairList, read_pairs
+from idgen.data.pairs import PairList, folds_of, read_pairs
 from idgen.encoders.arcface import load_encoder
 from idgen.encoders.base import FaceEncoder
 from idgen.encoders.flipped import FlipTest
 from idgen.encoders.gallery import embed_pictures
-from idgen.errors import MeasureError
 from idgen.faces.detect import load_detector
 from idgen.metrics.scores import NUM_BINS
 from idgen.metrics.verification import (
     best_threshold,
-    contiguous_folds,
     fold_accuracies,
     grid_fold_accuracies,
     roc,
@@ -53,31 +51,6 @@ class Findings:
     far: np.ndarray
     tar: np.ndarray
     measures: dict[str, Measure]
-
-
-def folds_of(pairs: PairList) -> np.ndarray:
-    """The folds of the list; ten of neighbouring pairs where it has none.
-
-    Raises:
-        MeasureError: if the list is too short, of one kind of pairs, or has a fold for some pairs only.
-    """
-    same = pairs.same
-    if same.all() or not same.any():
-        kind = "one person" if same.all() else "two people"
-        raise MeasureError(f"all {len(same)} pairs are of {kind}; a threshold needs pairs of both kinds")
-    if (pairs.fold < 0).all():
-        if len(same) < 2:
-            raise MeasureError(f"{len(same)} pairs cannot be cut into folds; two at least")
-        return contiguous_folds(len(same), min(NUM_FOLDS, len(same)))
-    if (pairs.fold < 0).any():
-        raise MeasureError(
-            f"{int((pairs.fold < 0).sum())} of {len(same)} pairs name no fold; all or none must"
-        )
-    if len(np.unique(pairs.fold)) < 2:
-        raise MeasureError(
-            "all pairs are of one fold; the threshold comes from the others, so two are needed"
-        )
-    return pairs.fold
 
 
 def judge(name: str, vectors: np.ndarray, pairs: PairList, fold: np.ndarray, grid: str) -> Findings:

@@ -1,26 +1,16 @@
-"""Margin heads and the training of a recogniser on labelled people."""
+"""The margins of ArcFace and CosFace, views, and the networks' mirror images."""
 
-import json
 import math
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import onnxruntime
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
 
 from idgen.data.views import erase
 from idgen.errors import ConfigError
 from idgen.recognition.margins import MarginHead
+from idgen.recognition.optimize import rate_share
 from idgen.recognition.squeeze import SqueezeNet112, mirrored_mean
-
-ROOT = Path(__file__).parents[1]
 
 
 def by_hand(head: MarginHead, embedding: torch.Tensor, person: torch.Tensor) -> list[float]:
@@ -99,71 +89,14 @@ def test_erasing_takes_one_rectangle_and_no_more() -> None:
     assert torch.equal(erase(views, 0.0, torch.Generator().manual_seed(1)), views)
 
 
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred and twenty "people" of four pictures: each a colour of its own under noise."""
-    folder = tmp_path_factory.mktemp("faces")
-    rng, rows = np.random.default_rng(0), []
-    for person in range(120):
-        colour = rng.integers(40, 216, 3)
-        for number in range(4):
-            pixels = np.clip(colour + rng.normal(0, 12, (128, 128, 3)), 0, 255).astype(np.uint8)
-            file = folder / f"{person}_{number}.png"
-            Image.fromarray(pixels).save(file)
-            labels = dict.fromkeys(("p_female", "p_happy", "yaw", "pitch", "roll"), 0.5)
-            image = {"bytes": file.read_bytes(), "path": file.name}
-            rows.append({"image": image, "file": file.name, "identity": f"p{person:03d}", **labels})
-    pa.parquet.write_table(pa.Table.from_pylist(rows), folder / "faces.parquet")
-    return folder / "faces.parquet"
-
-
-@pytest.fixture(scope="module")
-def program() -> SimpleNamespace:
-    return SimpleNamespace(**runpy.run_path(str(ROOT / "train" / "recognizer.py")))
-
-
-TINY = ("batch_size=16", "dim=8", "widths=[32,64]", "blocks=[1,1]", "warmup_steps=2", "log_every=1",
-        "evaluate_every=100")  # fmt: skip
-
-
-def arguments(faces: Path, out: Path, *settings: str) -> list[str]:
-    words = [word for setting in (f"faces={faces}", *TINY, *settings) for word in ("--set", setting)]
-    return [*words, "--out", str(out)]
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_it_learns_exports_and_goes_on_as_if_it_had_not_been_stopped(
-    program: SimpleNamespace, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("idgen.training.CHECKPOINT_EVERY", 3)
-    program.main(arguments(faces, tmp_path / "whole", "steps=6"))
-    whole = lines(tmp_path / "whole" / "train.jsonl")
-    assert [line["step"] for line in whole] == [1, 2, 3, 4, 5, 6]
-
-    stopped = program.TrainingRun.log
-
-    def stop(self: Any, name: str, progress: Any, terms: Any) -> None:
-        stopped(self, name, progress, terms)
-        if progress.step == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(program.TrainingRun, "log", stop)
-    with pytest.raises(KeyboardInterrupt):
-        program.main(arguments(faces, tmp_path / "parts", "steps=6"))
-    monkeypatch.setattr(program.TrainingRun, "log", stopped)
-    program.main(arguments(faces, tmp_path / "parts", "steps=6"))
-    assert lines(tmp_path / "parts" / "train.jsonl")[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-5)
-
-    session = onnxruntime.InferenceSession(tmp_path / "whole" / "recognizer.onnx")
-    (embedding,) = session.run(None, {"input": np.zeros((3, 3, 112, 112), np.float32)})
-    assert np.asarray(embedding).shape == (3, 8)
-
-
-def test_wrong_settings_are_refused(program: SimpleNamespace, faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="multiples of 32"):
-        program.main(arguments(faces, tmp_path, "widths=[24,64]"))
-    with pytest.raises(ConfigError, match="same stages"):
-        program.main(arguments(faces, tmp_path, "blocks=[1]"))
+def test_rates_fall_as_said() -> None:
+    steps = {"steps": 100, "warmup_steps": 0}
+    dropped = [
+        rate_share(step, schedule="steps", drops=(0.5, 0.9), **steps) for step in (0, 49, 50, 89, 90, 99)
+    ]
+    np.testing.assert_allclose(dropped, [1, 1, 0.1, 0.1, 0.01, 0.01])
+    cosine = [rate_share(step, schedule="cosine", **steps) for step in (0, 50, 100)]
+    np.testing.assert_allclose(cosine, [1, 0.505, 0.01])
+    rising = {"steps": 110, "warmup_steps": 10}
+    polynomial = [rate_share(step, schedule="polynomial", **rising) for step in (0, 4, 9, 10, 60, 110)]
+    np.testing.assert_allclose(polynomial, [0.1, 0.5, 1, 1, 0.25, 0], atol=1e-12)

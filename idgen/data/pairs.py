@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from idgen.data.pictures import Picture, read_pictures
-from idgen.errors import ConfigError, ImageError, WeightsError
+from idgen.errors import ConfigError, ImageError, MeasureError, WeightsError
+from idgen.metrics.verification import contiguous_folds
 
 # All that a pickle of pictures and booleans needs; numpy wrote under both of its module names.
 ALLOWED = {
@@ -191,3 +192,25 @@ def _picture_bytes(item: object) -> bytes:
     if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 1:
         return item.tobytes()
     raise ValueError(f"a picture is bytes, not {type(item).__name__}")
+
+
+def folds_of(pairs: PairList, num_folds: int = 10) -> np.ndarray:
+    """The folds (P,) of a list; ten of neighbouring pairs where it has none.
+
+    Raises:
+        MeasureError: if the list is too short, of one kind of pairs, or has a fold for some pairs only.
+    """
+    same = pairs.same
+    if same.all() or not same.any():
+        kind = "one person" if same.all() else "two people"
+        raise MeasureError(f"all {len(same)} pairs are of {kind}; a threshold needs pairs of both kinds")
+    without = int((pairs.fold < 0).sum())
+    if without == len(same):
+        return contiguous_folds(len(same), min(num_folds, len(same)))
+    if without:
+        raise MeasureError(f"{without} of {len(same)} pairs name no fold; all or none must")
+    if len(np.unique(pairs.fold)) < 2:
+        raise MeasureError(
+            "all pairs are of one fold; the threshold comes from the others, so two are needed"
+        )
+    return pairs.fold

@@ -1,1 +1,1 @@
-"""What face recognisers are made of: networks and the optimiser that trains them."""
+"""What face recognisers are made of and trained with: networks, heads, labelled pictures, optimisers."""

@@ -1,21 +1,32 @@
 """How well a recogniser that is being trained tells people apart whom it does not see.
 
-Shapes: N pictures, D embedding width.
+Shapes: N pictures, D embedding width, P pairs.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from idgen.data.images import FaceTable
+from idgen.data.pairs import PairList, folds_of
+from idgen.encoders.base import FaceEncoder
+from idgen.encoders.gallery import embed_pictures
 from idgen.errors import ConfigError
-from idgen.metrics.verification import fold_accuracies
+from idgen.faces.detect import load_detector
+from idgen.metrics.verification import fold_accuracies, standard_error, tar_at_far
 from idgen.pixels import to_pixel_values
+from idgen.recognition.corpus import is_aligned
 from idgen.training import reduced_precision
 
 
 def held_out_pairs(table: FaceTable, seed: int = 0, folds: int = 5) -> dict[str, np.ndarray]:
-    """Up to five genuine pairs a person, and as many impostors within the same fold of people."""
+    """Up to five genuine pairs a person, and as many impostors within the same fold of people.
+
+    Raises:
+        ConfigError: for fewer than two people a fold, or where fewer than two folds have a genuine pair.
+    """
     rng = np.random.default_rng(seed)
     people = list(table.people().values())
     whole = len(people) // folds * folds
@@ -27,6 +38,10 @@ def held_out_pairs(table: FaceTable, seed: int = 0, folds: int = 5) -> dict[str,
         for a, b in chosen:
             other = people[(i + folds * int(rng.integers(1, len(people) // folds))) % whole]
             pairs += [(i % folds, a, b, True), (i % folds, a, rng.choice(other), False)]
+    if len({fold for fold, *_ in pairs}) < 2:
+        raise ConfigError(
+            f"of the {len(people)} people held out to choose on, too few have two pictures to compare"
+        )
     fold, first, second, same = (np.array(column) for column in zip(*pairs, strict=True))
     return {"fold": fold, "first": first, "second": second, "same": same}
 
@@ -36,10 +51,10 @@ def embed_rows(
     network: nn.Module, table: FaceTable, rows: np.ndarray, *, bfloat16: bool = False, batch_size: int = 96
 ) -> Tensor:
     """Raw embeddings (N, D) of these rows of a table."""
-    parts = []
+    parts, device = [], next(network.parameters()).device
     for part in np.array_split(rows, 1 + len(rows) // batch_size):
-        with reduced_precision(torch.device("cpu"), wanted=bfloat16):
-            parts.append(network(to_pixel_values(table.crops(part))).float())
+        with reduced_precision(device, wanted=bfloat16):
+            parts.append(network(to_pixel_values(table.crops(part)).to(device)).float().cpu())
     return torch.cat(parts)
 
 
@@ -48,3 +63,37 @@ def held_out_accuracy(embedding: np.ndarray, table: FaceTable) -> float:
     pairs = held_out_pairs(table)
     similarity = (embedding[pairs["first"]] * embedding[pairs["second"]]).sum(axis=1)
     return float(fold_accuracies(similarity, pairs["same"], pairs["fold"]).mean())
+
+
+def verify_pairs(
+    encoder: FaceEncoder, pairs: PairList, *, detector: str = "mini", store: Path | None = None
+) -> dict[str, float]:
+    """The numbers of `idgen evaluate verification` for one encoder.
+
+    Args:
+        encoder: whose vectors are compared.
+        pairs: each fold is decided by the threshold that is best on the others.
+        detector: as in `load_detector`; finds the faces where not all pictures have the size of aligned ones.
+        store: folder that keeps the vectors.
+
+    Returns:
+        accuracy, its standard error, the true accept rate at a false accept rate of 1 %, and the share of the
+        pictures with a face; those without have similarity 0 to everything.
+
+    Raises:
+        MeasureError: as `folds_of`.
+    """
+    fold = folds_of(pairs)
+    aligned = all(is_aligned(picture.open()) for picture in pairs.pictures)
+    gallery = embed_pictures(
+        pairs.pictures, load_detector(detector), [encoder], store=store, aligned=aligned, label="pairs"
+    )
+    vectors = gallery.vectors[encoder.id]
+    similarity = np.einsum("pd,pd->p", vectors[pairs.first], vectors[pairs.second], dtype=np.float64)
+    accuracies = fold_accuracies(similarity, pairs.same, fold)
+    return {
+        "accuracy": float(accuracies.mean()),
+        "standard_error": standard_error(accuracies),
+        "tar_at_far_0.01": tar_at_far(similarity, pairs.same, 0.01)[0],
+        "face_found": float(gallery.found.mean()),
+    }

@@ -1,0 +1,198 @@
+"""Labelled pictures that a recogniser is trained on: read, aligned, and chosen among.
+
+Shapes: N pictures.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from idgen.data.images import ARCFACE_MARGIN, FaceTable, split_names
+from idgen.data.pictures import Picture, PictureSet, read_pictures
+from idgen.encoders.gallery import embed_pictures
+from idgen.errors import ConfigError
+from idgen.faces.detect import load_detector
+from idgen.faces.photo import crop_at
+
+Reader = Callable[[Path], PictureSet]
+CROP_PX = 112
+PORTRAIT_PX = CROP_PX + 2 * ARCFACE_MARGIN
+MIRRORED = np.pad(np.arange(CROP_PX), ARCFACE_MARGIN, mode="reflect")  # rows of a crop that make a portrait
+
+
+def read_labelled(path: Path, reader: Reader = read_pictures) -> Sequence[Picture]:
+    """The labelled pictures of a dataset; opened only when they are looked at.
+
+    Args:
+        path: of the dataset.
+        reader: of its format; folders of people and Parquet files if not given.
+
+    Raises:
+        ImageError: if there is nothing, or no picture in it.
+        ConfigError: if a picture does not say whom it shows.
+    """
+    pictures = reader(path).pictures
+    nameless = sum(not picture.identity for picture in pictures)
+    if nameless:
+        raise ConfigError(f"{nameless} of {len(pictures)} pictures of {path} do not say whom they show")
+    return pictures
+
+
+def read_sources(paths: Sequence[Path], reader: Reader = read_pictures) -> list[Picture]:
+    """The pictures of one or several datasets; equal names in two of them are two people.
+
+    Args:
+        paths: of the datasets.
+        reader: as in `read_labelled`.
+
+    Raises:
+        ImageError: as `read_labelled`.
+        ConfigError: as `read_labelled`; for no path, or for fewer than two people.
+    """
+    if not paths:
+        raise ConfigError("data names no dataset")
+    joined: list[Picture] = []
+    for number, path in enumerate(paths):
+        pictures = read_labelled(path, reader)
+        if len(paths) > 1:
+            pictures = [
+                replace(p, identity=f"{number}/{p.identity}", name=f"{number}/{p.name}") for p in pictures
+            ]
+        joined += pictures
+    num_people = len({picture.identity for picture in joined})
+    if num_people < 2:
+        raise ConfigError(
+            f"{', '.join(map(str, paths))} shows {num_people} person; two are needed to compare"
+        )
+    return joined
+
+
+def labelled_faces(
+    pictures: Sequence[Picture], *, detector: str = "mini", store: Path | None = None, realign: bool = False
+) -> tuple[FaceTable, list[str]]:
+    """Aligned portraits in memory, and the names of pictures that show no face and are left out.
+
+    Squares of 128 pixels count as aligned, with 8 pixels around the ArcFace crop, and so do crops of 112,
+    whose border is mirrored. In all others the largest face is looked for.
+
+    Args:
+        pictures: with their identities.
+        detector: as in `load_detector`; opened only where it is needed.
+        store: folder that keeps what the detector found; the next call reads it there.
+        realign: look for the face in squares of 112 and 128 pixels too.
+
+    Raises:
+        ImageError: if a picture cannot be read.
+    """
+    from tqdm import tqdm
+
+    images = np.zeros((len(pictures), PORTRAIT_PX, PORTRAIT_PX, 3), np.uint8)
+    found = np.zeros(len(pictures), bool)
+    for row, picture in enumerate(tqdm(pictures, desc="reading", unit="picture", disable=None)):
+        portrait = None if realign else _portrait(picture.open())
+        if portrait is not None:
+            images[row], found[row] = portrait, True
+    others = np.flatnonzero(~found).tolist()
+    if others:
+        chosen = [pictures[row] for row in others]
+        gallery = embed_pictures(chosen, load_detector(detector), [], store=store, label="looking for faces")
+        for row, is_found, landmarks in zip(others, gallery.found, gallery.landmarks, strict=True):
+            if is_found:
+                crop, _ = crop_at(pictures[row].open(), landmarks, CROP_PX, margin_px=ARCFACE_MARGIN)
+                images[row] = (crop * 255).round().byte().permute(1, 2, 0).numpy()
+                found[row] = True
+    table = FaceTable(
+        images=images if found.all() else images[found],
+        files=tuple(p.name for p, is_there in zip(pictures, found, strict=True) if is_there),
+        identities=tuple(p.identity for p, is_there in zip(pictures, found, strict=True) if is_there),
+        labels={},
+    )
+    return table, [pictures[row].name for row in np.flatnonzero(~found).tolist()]
+
+
+def is_aligned(image: Image.Image) -> bool:
+    """Whether a picture has the size of an aligned one."""
+    return image.size in ((CROP_PX, CROP_PX), (PORTRAIT_PX, PORTRAIT_PX))
+
+
+def _portrait(image: Image.Image) -> np.ndarray | None:
+    """(128, 128, 3) of an aligned picture; None where it is not of an aligned size."""
+    if not is_aligned(image):
+        return None
+    pixels = np.asarray(image)
+    return pixels if image.width == PORTRAIT_PX else pixels[MIRRORED][:, MIRRORED]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which of the training pictures are used, and under whose name.
+
+    Attributes:
+        pictures_like: numbers of pictures that the people are to have, falling; nothing for all they have.
+        leave_out_singles: whether people with one picture are left out.
+        shuffle_identities: whether the names are permuted among the pictures, a control: they teach nothing.
+        seed: of what is drawn.
+    """
+
+    pictures_like: Sequence[int] = ()
+    leave_out_singles: bool = False
+    shuffle_identities: bool = False
+    seed: int = 0
+
+
+def choose(table: FaceTable, choice: Choice) -> FaceTable:
+    """The pictures to train on: cut to the histogram, then without singles, then with permuted names.
+
+    Raises:
+        ConfigError: if fewer than two people are left.
+    """
+    if choice.pictures_like:
+        table = like_histogram(table, choice.pictures_like, choice.seed)
+    if choice.leave_out_singles:
+        rows = [row for rows in table.people().values() if len(rows) > 1 for row in rows]
+        table = table.subset(sorted(rows))
+    if choice.shuffle_identities:
+        order = np.random.default_rng([choice.seed, 1]).permutation(len(table))
+        table = replace(table, identities=tuple(table.identities[row] for row in order))
+    num_people = len(set(table.identities))
+    if num_people < 2:
+        raise ConfigError(f"{num_people} people are left to train on; two are needed to compare")
+    return table
+
+
+def like_histogram(table: FaceTable, counts: Sequence[int], seed: int) -> FaceTable:
+    """As many pictures of each person as another dataset has; whoever has the most pictures gets the most.
+
+    Args:
+        table: whose people are cut down.
+        counts: pictures of each person of the other dataset, falling. People beyond them are left out; a
+            person with fewer pictures than that keeps all.
+        seed: of the pictures that are kept.
+    """
+    people = sorted(table.people().items(), key=lambda item: (-len(item[1]), item[0]))
+    kept: list[int] = []
+    for number, ((_, rows), count) in enumerate(zip(people, counts, strict=False)):
+        drawn = np.random.default_rng([seed, 2, number]).permutation(len(rows))[:count]
+        kept += [rows[i] for i in drawn]
+    return table.subset(sorted(kept))
+
+
+def histogram_of(path: Path, reader: Reader = read_pictures) -> list[int]:
+    """How many pictures each training person of a dataset has, falling; the tenth set aside does not count.
+
+    Args:
+        path: of the dataset.
+        reader: as in `read_labelled`.
+
+    Raises:
+        ImageError: as `read_labelled`.
+        ConfigError: as `read_labelled`.
+    """
+    counts: dict[str, int] = {}
+    for picture in read_labelled(path, reader):
+        counts[picture.identity] = counts.get(picture.identity, 0) + 1
+    _, training = split_names(list(counts))
+    return sorted((counts[name] for name in training), reverse=True)
