@@ -24,8 +24,10 @@ demo: $(READY)
 	$(BIN)/idgen generate --face demo/astronaut.png --prompt "a photo of a smiling woman" --out $(PICTURES)
 	@echo "The pictures, with the photo beside them: $(CURDIR)/$(PICTURES)/sheet.png"
 
+# As many processes as cores, of one thread each: more would wait for each other. A process that has no tests left
+# takes half of those that another has still to run.
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from idgen.adapters.install import IDAdapter
+from idgen.data.images import FaceTable, load_faces
 from idgen.identity import Identity
 
 torch.set_num_threads(1)  # tiny models: threads would only wait for each other
@@ -35,6 +36,18 @@ def _torch_is_left_as_it_was() -> Iterator[None]:
     """The programs run in this process: one that leaves gradients off would break a later file."""
     yield
     assert torch.is_grad_enabled()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_has_refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The list of people who refused is of the user who runs the tests: they have one of their own, empty."""
+    before = os.environ.get("XDG_DATA_HOME")
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+    yield
+    if before is None:
+        del os.environ["XDG_DATA_HOME"]
+    else:
+        os.environ["XDG_DATA_HOME"] = before
 
 
 @pytest.fixture
@@ -58,6 +71,14 @@ def _folder_from(variable: str) -> Path:
 def faces_folder() -> Path:
     """Folder of `faces_train.parquet`, `faces_test.parquet` and `pairs_test.csv`."""
     return _folder_from("IDGEN_FACES")
+
+
+@pytest.fixture(scope="session")
+def faces_test(faces_folder: Path) -> FaceTable:
+    """The people of `faces_test.parquet`, decoded once; the pictures cannot be written to."""
+    table = load_faces(faces_folder / "faces_test.parquet")
+    table.images.setflags(write=False)
+    return table
 
 
 @pytest.fixture(scope="session")

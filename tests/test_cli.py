@@ -66,7 +66,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not HEAVY & {name.partition(".")[0] for name in done.stderr.split()}
 
 
-@pytest.mark.parametrize("command", ["generate", "embed", "inspect", "doctor"])
+@pytest.mark.parametrize("command", ["generate", "embed", "inspect", "doctor", "blocklist"])
 def test_help_of_a_command_imports_neither_torch_nor_diffusers(command: str) -> None:
     code = f"""
 import sys

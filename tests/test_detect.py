@@ -12,7 +12,7 @@ import pytest
 import torch
 from skimage.data import astronaut
 
-from idgen.data.images import load_faces
+from idgen.data.images import FaceTable
 from idgen.errors import ModelNotFoundError, UnknownNameError, WeightsError
 from idgen.faces.boxes import iou, letterbox, non_maximum_suppression
 from idgen.faces.detect import Detector, Face, detectors, load_detector
@@ -278,11 +278,10 @@ def test_mini_sees_no_face_in_plain_pictures() -> None:
 
 
 @pytest.fixture(scope="module")
-def measured(faces_folder: Path, weights_folder: Path) -> Any:
+def measured(faces_test: FaceTable, weights_folder: Path) -> Any:
     """A tenth of what `eval/detector.py` measures."""
     measure: Callable[..., Any] = runpy.run_path(str(ROOT / "eval" / "detector.py"))["measure"]
-    table = load_faces(faces_folder / "faces_test.parquet")
-    return measure(detectors.build("mini"), table, weights_folder / "yunet.onnx", num_scenes=100)
+    return measure(detectors.build("mini"), faces_test, weights_folder / "yunet.onnx", num_scenes=100)
 
 
 def test_mini_finds_real_faces_and_little_else(measured: Any) -> None:

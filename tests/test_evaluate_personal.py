@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from face_tables import portrait, write_table
+from one_process import commands_run_here
 
 from idgen.data.pictures import read_pictures
 from idgen.errors import ConfigError, RunFolderError, TrainingError
@@ -44,7 +45,8 @@ def test_each_method_trains_and_draws_the_same_people(
     out = tmp_path / "personal"
     quick = ("--set", "prior.count=2")
     twice = ("--method", "dreambooth", "--method", f"again={ROOT / 'train' / 'configs' / 'dreambooth.yaml'}")
-    assert program.main(command(faces, out, *quick, *twice)) == 0
+    with commands_run_here():
+        assert program.main(command(faces, out, *quick, *twice)) == 0
     (person,) = (path.name for path in (out / "photos").iterdir())
     assert person in ("person 0", "person 1")  # the third has too few photos
     seen = {path.read_bytes() for path in (out / "photos" / person).iterdir()}

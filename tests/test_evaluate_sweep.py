@@ -1,7 +1,9 @@
 """`idgen evaluate sweep`: strengths in, a frontier out, with mini itself."""
 
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import skimage.data
+from one_process import commands_run_here
 from PIL import Image
 
 from idgen.cli import main as idgen
+from idgen.errors import MeasureError
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,8 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_strengths_and_going_on(faces: Path, tmp_path: Path) -> None:
     words = ["evaluate", "sweep", "--faces", str(faces), "--people", "2", "--count", "2", "--steps", "2"]
     words += ["--scales", "0,1", "--out", str(tmp_path)]
-    assert idgen(words) == 0
+    with commands_run_here():
+        assert idgen(words) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     (table,) = report["tables"]
     assert [row[0] for row in table["rows"]] == [0.0, 1.0]
@@ -45,10 +50,20 @@ def test_two_strengths_and_going_on(faces: Path, tmp_path: Path) -> None:
     drawn = "scale-?/*/*.png"
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob(drawn)}
     (tmp_path / "scale-1-quality" / "report.json").unlink()
-    assert idgen(words) == 0  # measures what is missing, draws nothing again
+    with commands_run_here():
+        assert idgen(words) == 0  # measures what is missing, draws nothing again
     assert (tmp_path / "scale-1-quality" / "report.json").exists()
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob(drawn)} == before
     assert len(before) == 8
+
+
+def test_each_evaluation_is_a_process_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "eval" / "sweep.py")))
+    program.run("compare", "--help")
+    assert "usage: idgen evaluate compare" in capfd.readouterr().out
+    with pytest.raises(MeasureError, match=r"`idgen evaluate compare nowhere \.\.\.` did not succeed"):
+        program.run("compare", "nowhere", "--out", tmp_path)
+    assert "two reports at least" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -62,5 +77,6 @@ def test_two_strengths_and_going_on(faces: Path, tmp_path: Path) -> None:
 def test_wrong_input(
     words: list[str], said: str, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert idgen(["evaluate", "sweep", "--faces", str(faces), "--out", str(tmp_path), *words]) == 2
+    with commands_run_here():
+        assert idgen(["evaluate", "sweep", "--faces", str(faces), "--out", str(tmp_path), *words]) == 2
     assert said in capsys.readouterr().err

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor as ImageProcessor
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
-from idgen.data.images import load_faces
+from idgen.data.images import FaceTable
 from idgen.encoders.arcface import mini_encoder
 from idgen.encoders.classifiers import pose_eye, quality_eye, sharpness_eye, smile_eye
 from idgen.encoders.clip import ClipModel
@@ -188,15 +188,14 @@ def test_sharpness_falls_with_blur() -> None:
     assert values[0] > 4 * values[1] > 0
 
 
-def test_smile_and_pose_agree_with_the_labels(faces_folder: Path, weights_folder: Path) -> None:
+def test_smile_and_pose_agree_with_the_labels(faces_test: FaceTable, weights_folder: Path) -> None:
     """The labels of the faces come from the same networks, cut by others: high agreement, not equality."""
-    table = load_faces(faces_folder / "faces_test.parquet")
-    rows = list(range(0, len(table), 12))
-    portraits = torch.from_numpy(table.images[rows]).permute(0, 3, 1, 2).float() / 255
+    rows = list(range(0, len(faces_test), 12))
+    portraits = torch.from_numpy(faces_test.images[rows]).permute(0, 3, 1, 2).float() / 255
     blank = Image.new("RGB", (1, 1))
     seen = [Sight(image=blank, crop=p[:, 8:120, 8:120], portrait=p) for p in portraits]
     happy = smile_eye(weights_folder / "emotion.onnx").see(seen)[:, 0]
     pose = pose_eye(weights_folder / "headpose.onnx").see(seen)
-    assert np.corrcoef(happy, table.labels["p_happy"][rows])[0, 1] > 0.9
+    assert np.corrcoef(happy, faces_test.labels["p_happy"][rows])[0, 1] > 0.9
     for column, name in enumerate(("yaw", "pitch", "roll")):
-        assert np.abs(pose[:, column] - table.labels[name][rows]).mean() < 3, name
+        assert np.abs(pose[:, column] - faces_test.labels[name][rows]).mean() < 3, name

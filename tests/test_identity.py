@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from idgen.data.images import FaceTable
 from idgen.errors import ConfigError, EncoderMismatchError, IdentityError, StorageError
 from idgen.identity import Feature, Identity, find_outliers, fuse, similarity
 
@@ -312,15 +313,13 @@ def test_every_kind_is_fused(rng: np.random.Generator) -> None:
     assert np.linalg.norm(fused.feature("face_vector", OTHER).value) == pytest.approx(1, abs=1e-6)
 
 
-def test_strangers_are_found_among_real_photos(faces_folder: Path, weights_folder: Path) -> None:
+def test_strangers_are_found_among_real_photos(faces_test: FaceTable, weights_folder: Path) -> None:
     """One stranger among four photos: at least 90 % are found, at most 2 % of the right photos leave."""
-    from idgen.data.images import load_faces
     from idgen.encoders.arcface import load_encoder
 
-    faces = load_faces(faces_folder / "faces_test.parquet")
-    people = [rows[:4] for rows in faces.people().values() if len(rows) >= 4][:50]
+    people = [rows[:4] for rows in faces_test.people().values() if len(rows) >= 4][:50]
     encoder = load_encoder(str(weights_folder / "teacher_recognizer.onnx"))
-    unit = encoder.encode(faces.crops(np.concatenate(people))).unit.numpy().reshape(len(people), 4, -1)
+    unit = encoder.encode(faces_test.crops(np.concatenate(people))).unit.numpy().reshape(len(people), 4, -1)
     found = wrong = 0
     for person, stranger in zip(unit, np.roll(unit, 1, axis=0), strict=True):
         outliers = find_outliers(np.stack([*person[:3], stranger[0]]).astype(np.float64))

@@ -1,6 +1,8 @@
 """OnnxModule against onnxruntime on the block structures of the recognisers people have, and on ours."""
 
+import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,13 +155,36 @@ def save_graph(
 node = onnx.helper.make_node
 
 
-@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
-@pytest.mark.parametrize("network", [IResNet, MobileFaceNet])
+# The dynamo exporter takes half a second a block: for it few of each kind.
+NETWORKS = {
+    "IResNet": IResNet, "short IResNet": functools.partial(IResNet, depths=(1, 2, 1, 1)),
+    "MobileFaceNet": MobileFaceNet,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[nn.Module, Path]]:
+    """Networks and their files, each exported once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @functools.cache
+    def make(network: str, exporter: str) -> tuple[nn.Module, Path]:
+        torch.manual_seed(0)
+        original = trained(NETWORKS[network]())
+        return original, export(original, folder / f"{network} by {exporter}.onnx", exporter)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("network", "exporter"),
+    [("IResNet", "torchscript"), ("short IResNet", "dynamo"), ("MobileFaceNet", "torchscript"),
+     ("MobileFaceNet", "dynamo")],
+)  # fmt: skip
 def test_equals_onnxruntime_and_the_network_it_came_from(
-    tmp_path: Path, network: type[nn.Module], exporter: str
+    exported: Callable[[str, str], tuple[nn.Module, Path]], network: str, exporter: str
 ) -> None:
-    original = trained(network())
-    path = export(original, tmp_path / "net.onnx", exporter)
+    original, path = exported(network, exporter)
     module = OnnxModule(path)
     for batch in (1, 3):  # neither is the size of the example
         pixel_values = torch.rand(batch, 3, 112, 112) * 2 - 1
@@ -193,10 +218,12 @@ def assert_gradient_is_right(module: nn.Module, pixel_values: Tensor) -> None:
         torch.testing.assert_close((ahead - behind) / 2e-9, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("network", [IResNet, MobileFaceNet])
-def test_gradients_to_the_pixels_equal_finite_differences(tmp_path: Path, network: type[nn.Module]) -> None:
-    original = trained(network())
-    module = OnnxModule(export(original, tmp_path / "net.onnx", "torchscript"))
+@pytest.mark.parametrize("network", ["IResNet", "MobileFaceNet"])
+def test_gradients_to_the_pixels_equal_finite_differences(
+    exported: Callable[[str, str], tuple[nn.Module, Path]], network: str
+) -> None:
+    _, path = exported(network, "torchscript")
+    module = OnnxModule(path)
     pixel_values = torch.rand(1, 3, 112, 112) * 2 - 1
     assert_gradient_is_right(module, pixel_values)
 
@@ -211,8 +238,11 @@ def test_recognisers_with_normalisation_inside(weights_folder: Path, name: str) 
     assert_gradient_is_right(encoder, crops[:1])
 
 
-def test_weights_are_frozen_and_move_with_the_module(tmp_path: Path) -> None:
-    module = OnnxModule(export(trained(MobileFaceNet()), tmp_path / "net.onnx", "dynamo"))
+def test_weights_are_frozen_and_move_with_the_module(
+    exported: Callable[[str, str], tuple[nn.Module, Path]],
+) -> None:
+    _, path = exported("MobileFaceNet", "dynamo")
+    module = OnnxModule(path)
     assert not list(module.parameters())
     floats = [b for b in module.buffers() if b.is_floating_point()]
     assert sum(b.numel() for b in floats) > 5000
@@ -372,7 +402,8 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
 
 
 def test_the_second_file_of_a_model_is_missed(tmp_path: Path) -> None:
-    path = export(trained(IResNet(widths=(4, 4, 8, 8, 32))), tmp_path / "net.onnx", "dynamo")
+    network = trained(IResNet(depths=(1, 1, 1, 1), widths=(4, 4, 8, 8, 32)))
+    path = export(network, tmp_path / "net.onnx", "dynamo")
     (tmp_path / "net.onnx.data").unlink()
     with pytest.raises(WeightsError, match="second file"):
         OnnxModule(path)

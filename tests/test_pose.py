@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from idgen.data.images import load_faces
+from idgen.data.images import FaceTable
 from idgen.faces.detect import load_detector
 from idgen.faces.pose import MEAN_FACE, pose_from_landmarks
 
@@ -53,14 +53,13 @@ def test_faces_without_a_pose() -> None:
     assert pose_from_landmarks(np.zeros((0, 5, 2))).shape == (0, 3)
 
 
-def test_real_heads_turn_where_their_labels_say(faces_folder: Path, weights_folder: Path) -> None:
-    table = load_faces(faces_folder / "faces_test.parquet")
+def test_real_heads_turn_where_their_labels_say(faces_test: FaceTable, weights_folder: Path) -> None:
     detector = load_detector(f"yunet:{weights_folder / 'yunet.onnx'}")
-    clear = np.flatnonzero(np.abs(table.labels["yaw"]) > 15)[:60]
+    clear = np.flatnonzero(np.abs(faces_test.labels["yaw"]) > 15)[:60]
     landmarks = []
     for row in clear:
-        enlarged = table.images[row].repeat(3, axis=0).repeat(3, axis=1)
+        enlarged = faces_test.images[row].repeat(3, axis=0).repeat(3, axis=1)
         landmarks.append(max(detector.detect(enlarged), key=lambda face: face.size_px).landmarks)
     yaw = pose_from_landmarks(np.stack(landmarks))[:, 0]
-    assert (np.sign(yaw) == np.sign(table.labels["yaw"][clear])).mean() > 0.95
-    assert np.corrcoef(yaw, table.labels["yaw"][clear])[0, 1] > 0.9
+    assert (np.sign(yaw) == np.sign(faces_test.labels["yaw"][clear])).mean() > 0.95
+    assert np.corrcoef(yaw, faces_test.labels["yaw"][clear])[0, 1] > 0.9

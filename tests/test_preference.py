@@ -270,10 +270,9 @@ def test_embedded_model_prefers_the_astronaut_undistorted(
     assert (model(better) > model(worse)).float().mean() >= 0.75
 
 
-def test_embedded_model_ranks_people_it_never_saw(faces_folder: Path) -> None:
-    table = load_faces(faces_folder / "faces_test.parquet")
-    first = [rows[0] for rows in table.people().values()][::7]
-    model, part = load_preference(), table.subset(first)
+def test_embedded_model_ranks_people_it_never_saw(faces_test: FaceTable) -> None:
+    first = [rows[0] for rows in faces_test.people().values()][::7]
+    model, part = load_preference(), faces_test.subset(first)
     shares = {
         (name, side_px): shares_of_people(model, part, kind, side_px).mean()
         for name, kind in DISTORTIONS.items()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from generating import World, build_world
+from one_process import commands_run_here
 from safetensors.torch import load_file
 from training_runs import CONFIGS, adapter_command, add_one_person, add_people, log_of, lora_command
 from transformers import CLIPTokenizer
@@ -48,7 +49,8 @@ def test_it_goes_on_from_a_finished_run(
     world: World, tmp_path: Path, kind: str, file: Path, extra: tuple[str, ...]
 ) -> None:
     command = reward(world.root / kind, tmp_path / "run", *extra, preset=f"id_aligner_{kind}")
-    assert main(command) == 0
+    with commands_run_here():
+        assert main(command) == 0
     for line in log_of(tmp_path / "run"):
         assert line["identity_reward"] > 0 < line["aesthetic_reward"]
         assert {"identity_reward/similarity", "identity_reward/diversity"} <= line.keys()
@@ -58,7 +60,8 @@ def test_it_goes_on_from_a_finished_run(
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert settings["start"] == str(world.root / kind / file)
     assert settings["framing"] == "aligned"  # of the run that it goes on from
-    assert main(command) == 0  # finished: nothing is done again
+    with commands_run_here():
+        assert main(command) == 0  # finished: nothing is done again
 
 
 def test_two_processes_give_the_loss_of_one(world: World, tmp_path: Path) -> None:
@@ -106,7 +109,8 @@ def test_what_cannot_be_gone_on_from(world: World, tmp_path: Path, capfd: pytest
 
 def test_the_plan_of_a_reward(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = [*reward(world.root / "lora", tmp_path / "run", preset="id_aligner_lora"), "--dry-run"]
-    assert main(command) == 0
+    with commands_run_here():
+        assert main(command) == 0
     assert "terms: denoising, prior, identity_reward, aesthetic_reward" in capfd.readouterr().out
     assert not (tmp_path / "run").exists()
 
