@@ -56,6 +56,7 @@ class Provenance:
         model_hash: sha256 of the base model's weights.
         adapter_hash: sha256 of the adapter file, where there is one.
         encoder: which encoder described the person, as ``name@sha256[:12]``.
+        edit: how the person was edited, "smile=+2", where that was done.
         similarity: measured cosine to the reference, by encoder.
         idgen_version: which idgen made it.
         created: time in UTC, ISO 8601.
@@ -71,6 +72,7 @@ class Provenance:
     model_hash: str
     adapter_hash: str | None = None
     encoder: str | None = None
+    edit: str | None = None
     similarity: dict[str, float] = field(default_factory=dict)
     idgen_version: str = __version__
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

@@ -14,6 +14,7 @@ from idgen.encoders.base import FaceEncoder
 from idgen.faces.detect import Detector
 from idgen.faces.photo import read_face
 from idgen.identity import Feature, Identity, PhotoReport, fuse
+from idgen.metrics.consistency import Eye
 
 SAVED = ".safetensors"
 
@@ -31,6 +32,15 @@ class Reference:
     identities: dict[str, Identity]
     report: tuple[PhotoReport, ...]
     crop: Tensor | None
+
+    def eyes(self, encoders: Sequence[FaceEncoder]) -> dict[str, Eye]:
+        """These encoders, by id, with the person as each of them sees it: what measures pictures."""
+
+        def look_with(encoder: FaceEncoder) -> Eye:
+            person = self.identities[encoder.id].face_vector.value
+            return Eye(encode=lambda crops: encoder.encode(crops).unit, reference=person)
+
+        return {encoder.id: look_with(encoder) for encoder in encoders}
 
 
 def read_reference(

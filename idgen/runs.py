@@ -6,7 +6,10 @@ the first picture and again after each one, whole or not at all: it is right whe
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,12 @@ def model_sha256(folder: Path) -> str:
 def short_hash(values: Mapping[str, Any]) -> str:
     """Eight hex digits that stand for plain data: equal data, equal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_folder(home: Path, prompt: str, command: Mapping[str, Any]) -> Path:
+    """A folder below ``home`` named after the command, so that the same command finds what it has made."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    return home / f"{words or 'pictures'}-{short_hash(command)}"
 
 
 def read_record(folder: Path) -> Plain | None:
@@ -154,6 +163,16 @@ class PictureRun:
         starts = range(0, self.count, batch_size)
         planned = [list(range(start, min(start + batch_size, self.count))) for start in starts]
         return [batch for batch in planned if any(i not in self.pictures for i in batch)]
+
+    @contextmanager
+    def saying_how_far(self) -> Iterator[None]:
+        """A block in which Ctrl-C says what is there, and how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            done = f"{len(self.pictures)} of {self.count} pictures are in {self.folder}"
+            print(f"idgen: {done}; the same command goes on from there", file=sys.stderr)
+            raise
 
     def start(self, details: Mapping[str, Any]) -> None:
         """Make the folder and write the record.

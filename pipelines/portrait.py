@@ -2,10 +2,8 @@
 
 # Heavy modules (torch, diffusers) are imported where they are used: a mistyped option is answered at once.
 import argparse
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from idgen import __version__
 from idgen.config import Parser, from_mapping, read_size, read_yaml
 from idgen.errors import ConfigError, ImageError
-from idgen.runs import PictureRun, file_sha256, model_sha256, read_record, short_hash
+from idgen.runs import PictureRun, default_folder, file_sha256, model_sha256, read_record
 from idgen.startup import quick_imports
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from idgen.encoders.base import FaceEncoder
-    from idgen.metrics.consistency import Eye, Likeness
+    from idgen.editing.editor import Editor, Effect
+    from idgen.identity import Identity
+    from idgen.metrics.consistency import Likeness
     from idgen.opening import Kit
     from idgen.pipeline import IDPipeline, IDPipelineXL
     from idgen.provenance import Provenance
@@ -32,7 +31,11 @@ SEED_BOUND = 2**63  # torch seeds its generators with 64 bits, signed
 PIXELS_AT_ONCE = 4 * 512 * 512  # of a micro-batch, if --batch-size is not given; four pictures of SD 1.5
 MAX_BATCH = 8
 HOME = Path("runs")  # where runs go without --out
-SHEET_LIMIT, SHEET_PX = 400, 224  # pictures on the contact sheet, and the side of each
+# of the settings: paths, since what they lead to is recorded, and what decides no picture
+NOT_IN_RECORD = (
+    *("face", "model", "adapter", "encoder", "judge", "detector", "directions", "wplus", "wplus_adapter"),
+    *("allow_unchecked", "out"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,11 @@ class GenerateConfig:
     steps: int | None = None
     guidance: float | None = None
     id_guidance: float | None = None
+    edit: str | None = None  # of the W+ code, as in `idgen.editing.directions.parse_edits`
+    directions: Path | None = None
+    wplus: str | None = None
+    wplus_adapter: Path | None = None
+    wplus_scale: float = 1.0
     size: str | None = None
     model: str = "mini"
     adapter: Path | None = None
@@ -60,6 +68,7 @@ class GenerateConfig:
     device: str = "auto"
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     batch_size: int | None = None
+    allow_unchecked: bool = False  # go on where a list of people who refused is of other encoders
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -75,12 +84,20 @@ class GenerateConfig:
         _check("--steps", self.steps, 1, 1000)
         _check("--guidance", self.guidance, 0, 100)
         _check("--id-guidance", self.id_guidance, 0, 100)
+        _check("--wplus-scale", self.wplus_scale, 0, 10)
         _check("--batch-size", self.batch_size, 1, 1024)
+        if self.directions is not None and self.edit is None:
+            raise ConfigError("--directions says what can be edited; say what is, as in --edit smile=+2")
         if self.size is not None:
             read_size(self.size)
         if self.which not in {"only", "largest", "left", "right"} and not self.which.isdecimal():
             known = "only, largest, left, right or a number counted from 0"
             raise ConfigError(f"--which must be {known}, got {self.which!r}")
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether the person is read as a W+ code too."""
+        return any(value is not None for value in (self.edit, self.wplus, self.wplus_adapter))
 
 
 def _check(option: str, value: float | None, low: float, high: float) -> None:
@@ -100,6 +117,11 @@ OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--steps", int, "N", "of denoising (what the model likes best)"),
     ("--guidance", float, "G", "classifier-free guidance, 1 for none (what the model likes best)"),
     ("--id-guidance", float, "G", "the same for the identity apart from the text (as --guidance)"),
+    ("--edit", str, "EDITS", "move the person along directions: smile=+2,turn=-1 (not edited)"),
+    ("--directions", Path, "FILE", "what can be edited, by name (mini's smile, turn and woman)"),
+    ("--wplus", str, "SPEC", "read the person as a W+ code too: mini, or an e4e, pSp or idgen file"),
+    ("--wplus-adapter", Path, "FILE", "W+ adapter that gives it to the model (mini's)"),
+    ("--wplus-scale", float, "S", "its strength, 0 for none (1)"),
     ("--size", str, "WxH", "pixels, 512 or 512x768 (what the model was trained for)"),
     ("--model", str, "NAME", "mini, a diffusers folder, or OWNER/NAME of the Hugging Face hub (mini)"),
     ("--adapter", Path, "FILE", "IP-Adapter FaceID file (the one that came with the model)"),
@@ -122,6 +144,8 @@ def read_command(argv: Sequence[str] | None = None) -> GenerateConfig:
     parser.add_argument("--face", action="append", type=Path, metavar="PHOTO", help=faces)
     for option, kind, metavar, text in OPTIONS:
         parser.add_argument(option, type=kind, metavar=metavar, help=text)
+    allowed = "go on where people who refused (`idgen blocklist`) cannot be compared by these encoders"
+    parser.add_argument("--allow-unchecked", action="store_true", help=allowed)
     options = vars(parser.parse_args(argv))
     from_file = read_yaml(options.pop("config")) if "config" in options else {}
     values = {**from_file, **options}
@@ -142,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             open_kit,
             open_model,
         )  # seconds
+        from idgen.report.portraits import describe_edits, summary, write_sheet
 
     hide_loading_bars()
     device = choose_device(config.device)
@@ -154,30 +179,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         detector=config.detector,
         faces=config.face,
     )
+    editor = read_editor(config, folder)
     reference = read_person(config, kit)
 
-    command = describe_command(config, kit, model_sha256(folder))
-    run = PictureRun(config.out or default_folder(command), command, config.count)
+    command = describe_command(config, kit, editor, model_sha256(folder))
+    run = PictureRun(config.out or default_folder(HOME, config.prompt, command), command, config.count)
     if not run.is_finished:
         pipe = open_model(folder, kit.adapter, device=device, precision=config.precision)
         pipe.set_progress_bar_config(disable=True)  # one bar for the whole run instead
         settings = resolve(config, pipe)
-        run.start(describe_run(settings, folder, reference))
-        with saying_how_far(run):
-            make_pictures(pipe, settings, kit, reference, run)
-    write_sheet(config, kit, reference, run)
-    print(summary(kit, run))
-
-
-@contextmanager
-def saying_how_far(run: PictureRun) -> Iterator[None]:
-    """On Ctrl-C: what is there, and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        done = f"{len(run.pictures)} of {run.count} pictures are in {run.folder}"
-        print(f"idgen: {done}; the same command goes on from there", file=sys.stderr)
-        raise
+        identity, effects = who_is_drawn(config, kit, editor, reference)
+        if editor is not None:
+            pipe.load_adapter(editor.adapter)
+        run.start(describe_run(settings, folder, reference) | {"edits": list(map(asdict, effects))})
+        with run.saying_how_far():
+            make_pictures(pipe, settings, kit, reference, identity, run)
+    edits = describe_edits(run.details["edits"])
+    write_sheet(run, reference, kit.encoders, config.prompt, edits)
+    print("\n".join([*edits, summary(run, kit.encoders)]))
 
 
 def check_files(config: GenerateConfig) -> None:
@@ -190,10 +209,15 @@ def check_files(config: GenerateConfig) -> None:
 
 
 def read_person(config: GenerateConfig, kit: "Kit") -> "Reference":
-    """Who is meant; says which photos were left out."""
+    """Who is meant, unless it is somebody who refused; says which photos were left out."""
+    from idgen.blocklist import Blocklist
     from idgen.reference import read_reference
 
     reference = read_reference(config.face, kit.detector, kit.encoders, which=config.which)
+    refused = Blocklist.load()
+    for encoder in kit.encoders:
+        seen = reference.identities[encoder.id]
+        refused.check(seen, encoder=encoder, allow_unchecked=config.allow_unchecked or encoder is kit.judge)
     for path, photo in zip(config.face, reference.report, strict=True):
         if not photo.kept:
             alike = f"similarity {photo.similarity:.2f}"
@@ -201,11 +225,49 @@ def read_person(config: GenerateConfig, kit: "Kit") -> "Reference":
     return reference
 
 
-def describe_command(config: GenerateConfig, kit: "Kit", model_hash: str) -> dict[str, Any]:
+def read_editor(config: GenerateConfig, model: Path) -> "Editor | None":
+    """What reads and edits W+ codes, where the command asks for that."""
+    if not config.has_codes:
+        return None
+    from idgen.editing.editor import open_editor
+
+    return open_editor(
+        model,
+        edit=config.edit,
+        wplus=config.wplus,
+        adapter=config.wplus_adapter,
+        directions=config.directions,
+    )
+
+
+def who_is_drawn(
+    config: GenerateConfig, kit: "Kit", editor: "Editor | None", reference: "Reference"
+) -> "tuple[Identity, list[Effect]]":
+    """The identity that conditions, and what each edit leaves of the person."""
+    identity = next(iter(reference.identities.values()))
+    if editor is None:
+        return identity, []
+    kept = [path for path, photo in zip(config.face, reference.report, strict=True) if photo.kept]
+    code = editor.read(kept, kit.detector, which=config.which)
+    effects = editor.effects(code, kit.detector, kit.encoders)
+    return replace(identity, features=(*identity.features, editor.edited(code))), effects
+
+
+def describe_command(
+    config: GenerateConfig, kit: "Kit", editor: "Editor | None", model_hash: str
+) -> dict[str, Any]:
     """All that decides the pictures, as plain data. Of the photos only their hashes: these name nobody."""
     settings = asdict(config)
-    for option in ("face", "model", "adapter", "encoder", "judge", "detector", "out"):
-        del settings[option]  # paths; what they lead to follows
+    for option in NOT_IN_RECORD:
+        del settings[option]  # what they lead to follows
+    if editor is None:
+        del settings["edit"], settings["wplus_scale"]
+    else:
+        settings |= {
+            "wplus": editor.encoder.id,
+            "wplus_adapter": editor.adapter.sha256,
+            "directions": editor.directions_sha256,
+        }
     return {
         **settings,
         "photos": [file_sha256(path) for path in config.face],
@@ -215,12 +277,6 @@ def describe_command(config: GenerateConfig, kit: "Kit", model_hash: str) -> dic
         "model": model_hash,
         "adapter": kit.adapter.sha256,
     }
-
-
-def default_folder(command: dict[str, Any]) -> Path:
-    """A folder named after the command, so that the same command finds what it has made."""
-    words = re.sub(r"[^a-z0-9]+", "-", command["prompt"].lower()).strip("-")[:40].strip("-")
-    return HOME / f"{words or 'pictures'}-{short_hash(command)}"
 
 
 def resolve(config: GenerateConfig, pipe: "IDPipeline | IDPipelineXL") -> GenerateConfig:
@@ -257,6 +313,7 @@ def make_pictures(
     settings: GenerateConfig,
     kit: "Kit",
     reference: "Reference",
+    identity: "Identity",
     run: PictureRun,
 ) -> None:
     """Every planned micro-batch of which a picture is missing; pictures are measured and written singly."""
@@ -265,12 +322,12 @@ def make_pictures(
     from idgen.metrics.consistency import measure_likeness
     from idgen.provenance import save_picture
 
-    eyes = open_eyes(kit, reference)
+    eyes = reference.eyes(kit.encoders)
     batches = run.batches(settings.batch_size or 1)
     with tqdm(total=len(batches) * (settings.steps or 0), unit="step") as bar:
         for batch in batches:
             bar.set_description(f"{len(run.pictures)} of {run.count} pictures")
-            made = denoise(pipe, settings, reference, batch, on_step=bar.update)
+            made = denoise(pipe, settings, identity, batch, on_step=bar.update)
             for index, image, is_blocked in zip(batch, *made, strict=True):
                 if index in run.pictures:
                     continue
@@ -283,7 +340,7 @@ def make_pictures(
 def denoise(
     pipe: "IDPipeline | IDPipelineXL",
     settings: GenerateConfig,
-    reference: "Reference",
+    identity: "Identity",
     batch: Sequence[int],
     *,
     on_step: Callable[[], object],
@@ -298,11 +355,12 @@ def denoise(
     made = pipe(
         [settings.prompt] * len(batch),
         negative_prompt=[settings.negative] * len(batch),
-        identity=next(iter(reference.identities.values())),
+        identity=identity,
         seed=[settings.seed + index for index in batch],
         id_scale=settings.id_scale,
         id_start=settings.id_start,
         id_end=settings.id_end,
+        wplus_scale=settings.wplus_scale,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         id_guidance_scale=settings.id_guidance,
@@ -311,17 +369,6 @@ def denoise(
         callback_on_step_end=step,
     )
     return made.images, list(getattr(made, "nsfw_content_detected", None) or [False] * len(batch))
-
-
-def open_eyes(kit: "Kit", reference: "Reference") -> "dict[str, Eye]":
-    """The encoders with the reference as each of them sees it."""
-    from idgen.metrics.consistency import Eye
-
-    def look_with(encoder: "FaceEncoder") -> "Eye":
-        person = reference.identities[encoder.id].face_vector.value
-        return Eye(encode=lambda crops: encoder.encode(crops).unit, reference=person)
-
-    return {encoder.id: look_with(encoder) for encoder in kit.encoders}
 
 
 def provenance(
@@ -341,55 +388,8 @@ def provenance(
         model_hash=run.command["model"],
         adapter_hash=kit.adapter.sha256,
         encoder=kit.encoder.id,
+        edit=settings.edit,
         similarity=likeness.similarity,
-    )
-
-
-def write_sheet(config: GenerateConfig, kit: "Kit", reference: "Reference", run: PictureRun) -> None:
-    """`sheet.png`: the reference beside the pictures, similarity by each encoder under each."""
-    from PIL import Image
-
-    from idgen.pixels import to_pil
-    from idgen.report.sheet import Tile, contact_sheet
-    from idgen.storage import replacing
-
-    tiles = []
-    for index in range(min(run.count, SHEET_LIMIT)):
-        with Image.open(run.path(index)) as image:
-            image.thumbnail((SHEET_PX, SHEET_PX))
-            lines = describe_likeness(kit, run.pictures[index])
-            tiles.append(Tile(image=image.convert("RGB"), title=run.path(index).name, **lines))
-    who = None if reference.crop is None else Tile(image=to_pil(reference.crop), title="reference")
-    notes = [f"similarity: cosine with the reference by {kit.encoder.id}, which conditioned the pictures"]
-    if kit.judge:
-        notes.append(f"second eye: cosine by {kit.judge.id}, which only measured")
-    if run.count > SHEET_LIMIT:
-        notes.append(f"the first {SHEET_LIMIT} of {run.count} pictures")
-    sheet = contact_sheet(tiles, reference=who, title=config.prompt, notes=notes, tile_px=SHEET_PX)
-    with replacing(run.folder / "sheet.png") as file:
-        sheet.save(file, "PNG")
-
-
-def describe_likeness(kit: "Kit", picture: dict[str, Any]) -> dict[str, Any]:
-    """The lines under a picture."""
-    if picture["is_blocked"]:
-        return {"lines": ("blocked: safety checker",), "is_bad": True}
-    if not picture["face_found"]:
-        return {"lines": ("no face found",), "is_bad": True}
-    names = ("similarity", "second eye")
-    values = [picture["similarity"][encoder.id] for encoder in kit.encoders]
-    return {"lines": tuple(f"{name} {value:.2f}" for name, value in zip(names, values, strict=False))}
-
-
-def summary(kit: "Kit", run: PictureRun) -> str:
-    """Where the pictures are and how alike, for people."""
-    pictures = [run.pictures[i] for i in range(run.count)]
-    found = sum(picture["face_found"] for picture in pictures)
-    means = {e.id: sum(p["similarity"][e.id] for p in pictures) / run.count for e in kit.encoders}
-    alike = ", ".join(f"{mean:.2f} by {name}" for name, mean in means.items())
-    return (
-        f"{run.count} picture{'s' if run.count > 1 else ''} in {run.folder}, side by side in its sheet.png\n"
-        f"face found in {found} of {run.count}; mean similarity to the reference {alike}"
     )
 
 

@@ -131,6 +131,17 @@ def test_what_a_label_does_to_a_code_is_found_also_where_labels_go_together(corr
         assert np.abs(per_unit - truth[direction.name]).max() < 0.12, direction.name
 
 
+def test_with_mirror_images_people_turn_alike_on_the_whole_and_differ_in_the_rest() -> None:
+    """The mean turn of everybody is 0 then: nothing to regress between people, and no reason to stop."""
+    codes, labels, people, truth = world(correlated=False)
+    turned = 2 * (labels["turn"] / 10)[:, None, None] * truth["turn"]
+    both = {name: np.concatenate([y, -y if name == "turn" else y]) for name, y in labels.items()}
+    learned = learn_directions(np.concatenate([codes, codes - turned]), both, people * 2, E4E)
+    for direction in learned:
+        per_unit = direction.value / both[direction.name].std() * (10 if direction.name == "turn" else 1)
+        assert np.abs(per_unit - truth[direction.name]).max() < 0.12, direction.name
+
+
 def test_labels_of_too_few_or_alike_are_refused() -> None:
     codes, labels, people, _ = world(correlated=False)
     rare = np.full(900, np.nan)

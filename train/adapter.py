@@ -82,6 +82,7 @@ class AdapterConfig:
     start: str = "auto"  # adapter to go on from: a file, "new", or "auto": the model's own where it has one
     kind: Literal["face", "wplus"] = "face"  # what the adapter reads: face vectors, or W+ codes
     wplus: Path | None = None  # for kind wplus: encoder of the codes with its generator
+    landmark_noise: float = 0.0  # for kind wplus: a detector's scatter, in distances of the eyes (0.085)
     train_projection: bool = True  # W+ Adapter's second stage keeps the projector as it is
     num_tokens: int = 4  # of a new adapter of face vectors
     licence: str | None = None  # of the result; where None that of the adapter it began with
@@ -116,6 +117,8 @@ class AdapterConfig:
             )
         if self.kind == "face" and not self.train_projection:
             raise ConfigError("train_projection false is for kind wplus")
+        if not 0 <= self.landmark_noise < 1:
+            raise ConfigError(f"landmark_noise must be in [0, 1), got {self.landmark_noise:g}")
         if self.wordings < 1 or self.num_tokens < 1:
             raise ConfigError("wordings and num_tokens must be at least 1")
         if self.pictures_per_person < 1 or self.optimizer.batch_size % self.pictures_per_person:
@@ -257,7 +260,7 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
         framing=config.framing, size_px=config.size_px,
     )  # fmt: skip
     wplus = None if config.wplus is None else load_wplus(config.wplus)
-    studio = replace(studio, wplus=wplus)
+    studio = replace(studio, wplus=wplus, landmark_noise=config.landmark_noise)
     with accelerator.main_process_first():  # the others find what it has computed
         begun = beginning(config, wplus or studio.encoder)
         first = begun.open(pipe, folder)

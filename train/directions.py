@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from idgen.config import Parser, nearest
-from idgen.data.images import ARCFACE_MARGIN, LABELS, FaceTable, load_faces, split_people
+from idgen.data.images import ARCFACE_MARGIN, LABELS, TURNS, FaceTable, load_faces, split_people
 from idgen.editing.directions import Directions
 from idgen.editing.learn import learn_directions
 from idgen.encoders.wplus import WPlusEncoder, load_wplus
@@ -25,7 +25,6 @@ from idgen.errors import ConfigError
 from idgen.faces.align import ARCFACE_TEMPLATE
 
 PIECE = 32
-TURNS = ("yaw", "roll")  # change their sign in a mirror
 USUAL = ("smile=p_happy", "turn=yaw", "woman=p_female")
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from idgen.errors import ConfigError, ImageError
 
 LABELS = ("p_female", "p_happy", "yaw", "pitch", "roll")
+TURNS = ("yaw", "roll")  # those that change their sign in a mirror
 ARCFACE_MARGIN = 8  # px of context around the 112 x 112 ArcFace crop in a picture of 128
 
 
@@ -100,8 +101,8 @@ def split_names(names: list[str], *, held_out: float = 0.1, seed: int = 0) -> tu
     return shuffled[:num_held_out], shuffled[num_held_out:]
 
 
-def training_faces(path: Path | None) -> FaceTable:
-    """The people to train on: those of ``path``, or of faces_train.parquet, less the tenth that is set aside.
+def table_of_faces(path: Path | None) -> FaceTable:
+    """The table at ``path``, or faces_train.parquet of the folder IDGEN_FACES.
 
     Raises:
         ConfigError: if there is neither a path nor the variable IDGEN_FACES.
@@ -110,7 +111,16 @@ def training_faces(path: Path | None) -> FaceTable:
         raise ConfigError(
             "set IDGEN_FACES to the folder of faces_train.parquet, or `faces` to a Parquet file"
         )
-    return split_people(load_faces(path or Path(os.environ["IDGEN_FACES"]) / "faces_train.parquet"))[0]
+    return load_faces(path or Path(os.environ["IDGEN_FACES"]) / "faces_train.parquet")
+
+
+def training_faces(path: Path | None) -> FaceTable:
+    """The people to train on: those of `table_of_faces`, less the tenth that is set aside.
+
+    Raises:
+        ConfigError: if there is neither a path nor the variable IDGEN_FACES.
+    """
+    return split_people(table_of_faces(path))[0]
 
 
 def arcface_crops(portraits: Tensor, size_px: int) -> Tensor:

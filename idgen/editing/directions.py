@@ -58,6 +58,11 @@ class Edit:
     amount: float
     layers: tuple[int, int] | None = None
 
+    def __str__(self) -> str:
+        """As it is written on the command line."""
+        where = "" if self.layers is None else f"@{self.layers[0]}-{self.layers[1]}"
+        return f"{self.name}{where}={self.amount:+g}"
+
 
 def parse_edits(text: str) -> tuple[Edit, ...]:
     """``smile=+2,turn=-1`` or, for some layers only, ``pc10@7-8=3``.

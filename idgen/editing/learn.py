@@ -50,9 +50,12 @@ def learn_directions(
     if between:
         everything = {**between, **within}  # people who smile more in their photos are no other people
         rows = np.isfinite(np.stack(list(everything.values()))).all(axis=0)
-        means = [_means(values[rows], number[rows]) for values in (flat, _table(everything))]
-        x, y = (values - values.mean(axis=0) for values in means)
-        found = _regressed(x, y, everything) | found
+        means = {name: _means(y[rows][:, None], number[rows])[:, 0] for name, y in everything.items()}
+        # with mirror images nobody turns more than anybody else: nothing to tell apart there
+        kept = [name for name in everything if name in between or np.ptp(means[name]) > 1e-6]
+        x = _means(flat[rows], number[rows])
+        y = np.stack([means[name] for name in kept], axis=1)
+        found = _regressed(x - x.mean(axis=0), y - y.mean(axis=0), {n: everything[n] for n in kept}) | found
     shape = codes.shape[1:]
     return [Direction(name, found[name].reshape(shape).astype(np.float32), encoder) for name in labels]
 

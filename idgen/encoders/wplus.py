@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from idgen import mini
 from idgen.encoders.base import TEMPLATES, UNKNOWN_LICENCE, CropSpec
 from idgen.errors import EncoderMismatchError, WeightsError
 from idgen.faces.framing import CONTEXT
@@ -139,7 +140,7 @@ class WPlusEncoder:
                 f"{self.id} makes pictures of W+ codes of shape (B, {self.num_layers}, {self.style_dim}), "
                 f"got {tuple(codes.shape)}; a code fits the generator it was made for alone"
             )
-        pixel_values = self.model.decoder(codes.to(self.latent_avg))
+        pixel_values = self.model.show(codes.to(self.latent_avg))
         return to_image(pixel_values).clamp(0, 1).to(codes.device)
 
     def feature(self, code: Tensor) -> Feature:
@@ -189,11 +190,11 @@ def load_wplus(spec: str | Path, *, kind: str | None = None) -> WPlusEncoder:
     """The W+ encoder that a user means.
 
     Args:
-        spec: the path of a file: idgen's safetensors, or an e4e or pSp checkpoint.
+        spec: ``mini``, or the path of a file: idgen's safetensors, or an e4e or pSp checkpoint.
         kind: ``e4e`` or ``psp``, for a file that does not say which.
 
     Raises:
         ModelNotFoundError: if there is no such file.
         WeightsError: if it is damaged, holds code, or is no encoder with its generator.
     """
-    return WPlusEncoder(read_wplus(spec, kind=kind))
+    return WPlusEncoder(read_wplus(mini.WPLUS if str(spec) == "mini" else spec, kind=kind))

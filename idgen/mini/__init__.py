@@ -8,4 +8,7 @@ JUDGE = ROOT / "judge" / "judge.onnx"  # the second eye, outside of FACES: insig
 PEOPLE = ROOT / "faces" / "people.safetensors"  # the distribution that new people are drawn from
 BASE = ROOT / "base"  # a Stable Diffusion checkpoint in the ordinary diffusers layout
 ADAPTER = ROOT / "adapter" / "faceid_mini.safetensors"  # with its JSON beside it
+WPLUS = ROOT / "wplus" / "wplus_mini.safetensors"  # faces as codes that can be edited
+DIRECTIONS = ROOT / "wplus" / "directions.safetensors"  # along which to edit them
+WPLUS_ADAPTER = ROOT / "wplus" / "adapter" / "wplus_adapter_mini.safetensors"  # with its JSON beside it
 DECODER = ROOT / "decoder" / "decoder.safetensors"  # small, for identity terms: train/decoder.py

@@ -32,10 +32,13 @@ from idgen.stylegan.generator import StyleGenerator
 from idgen.stylegan.inversion import INPUT_PX
 from idgen.stylegan.layouts import FORMAT, Contents, listed, read_contents
 from idgen.stylegan.model import WPlusModel, check_mean_code
+from idgen.stylegan.principal import LatentWPlusModel, empty_principal, open_vae
 
 # How an encoder of each kind is built, empty, from its tensors (keys without "encoder.") and the settings of
 # its card. It is called on torch's meta device: an encoder must hold no tensor outside of its state dict.
 ENCODER_KINDS: dict[str, EmptyEncoder] = {"e4e": empty_e4e, "psp": empty_psp, "compact": empty_compact}
+PRINCIPAL = "principal"  # encoder and generator of latents: `idgen.stylegan.principal`
+KINDS = (*ENCODER_KINDS, PRINCIPAL)
 # What the published encoders read; the fields are those of `idgen.encoders.base.CropSpec`.
 PUBLISHED_CROP = {"size_px": INPUT_PX, "template": "ffhq", "mean": 127.5, "std": 127.5}
 
@@ -45,7 +48,7 @@ class WPlusCard:
     """What a file says of itself beside its weights.
 
     Attributes:
-        kind: of the encoder, a key of `ENCODER_KINDS`.
+        kind: of the encoder, one of `KINDS`.
         crop: what the encoder reads, as the settings of a `CropSpec`.
         licence: what the weights may be used for, in words; None where nobody says.
         settings: what the encoder's kind needs besides the tensors to be built again, as plain data.
@@ -60,8 +63,8 @@ class WPlusCard:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in ENCODER_KINDS:
-            known = ", ".join(ENCODER_KINDS)
+        if self.kind not in KINDS:
+            known = ", ".join(KINDS)
             raise WeightsError(f"{self.kind!r} is no kind of W+ encoder that idgen knows (it knows {known})")
         size_px = self.crop.get("size_px")
         if not isinstance(size_px, int) or size_px < 1:
@@ -111,7 +114,7 @@ def write_wplus(
         raise WeightsError(f"W+ encoders are written as .safetensors, got {path.name}")
     state = {
         key: t.detach().to("cpu", dtype if t.is_floating_point() else None, copy=True).contiguous()
-        for key, t in model.state_dict().items()
+        for key, t in model.weights().items()
     }
     for key, tensor in state.items():
         if not tensor.isfinite().all():
@@ -222,6 +225,8 @@ def _kind(said: str | None, asked: str | None) -> str:
 
 
 def _build(contents: Contents, card: WPlusCard) -> WPlusModel:
+    if card.kind == PRINCIPAL:
+        return _build_principal(contents, card)
     generator = _generator(contents)
     state = contents.below("encoder.")
     with torch.device("meta"):
@@ -236,7 +241,26 @@ def _build(contents: Contents, card: WPlusCard) -> WPlusModel:
     return WPlusModel(fill(encoder, state), generator, latent_avg)
 
 
+def _build_principal(contents: Contents, card: WPlusCard) -> LatentWPlusModel:
+    with torch.device("meta"):
+        encoder, decoder = empty_principal(card.settings)
+    for part, at in ((encoder, "encoder."), (decoder, "decoder.")):
+        check_tensors(part, contents.below(at), at)
+    vae = open_vae(str(card.settings.get("model")), sha256=card.settings.get("vae_sha256"))
+    latent_avg = contents.state.get("latent_avg", torch.zeros(encoder.num_layers, encoder.style_dim))
+    return LatentWPlusModel(
+        fill(encoder, contents.below("encoder.")),
+        fill(decoder, contents.below("decoder.")),
+        latent_avg.float(),
+        vae,
+    )
+
+
 def _generator(contents: Contents) -> StyleGenerator:
+    if contents.said.get("kind") == PRINCIPAL:
+        raise WeightsError(
+            "its generator makes latents of a diffusion model, and shows nothing without its encoder"
+        )
     state = contents.below("decoder.")
     empty = empty_generator(state)
     check_tensors(empty, state, "decoder.")

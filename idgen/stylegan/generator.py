@@ -43,7 +43,21 @@ def num_style_layers(size_px: int) -> int:
     return 2 * log_size - 2
 
 
-class StyleGenerator(nn.Module):
+class CodeGenerator(nn.Module):
+    """What shows codes (B, L, C): a `StyleGenerator`, or another network that reads codes of layers.
+
+    Attributes:
+        num_layers: L.
+        style_dim: C.
+        size_px: S.
+    """
+
+    num_layers: int
+    style_dim: int
+    size_px: int
+
+
+class StyleGenerator(CodeGenerator):
     """Codes (B, L, C) to faces; the same code gives the same face, unless noise is asked for.
 
     Unlike the implementation whose files it reads, it takes codes in W+ (one for each layer) and nothing

@@ -6,7 +6,7 @@ Shapes: B batch, L layers of the generator, C width of a code, S side of its pic
 from torch import Tensor, nn
 
 from idgen.errors import WeightsError
-from idgen.stylegan.generator import StyleGenerator
+from idgen.stylegan.generator import CodeGenerator
 
 
 class CodeEncoder(nn.Module):
@@ -21,7 +21,7 @@ class CodeEncoder(nn.Module):
     style_dim: int
 
 
-def check_mean_code(latent_avg: Tensor, generator: StyleGenerator) -> None:
+def check_mean_code(latent_avg: Tensor, generator: CodeGenerator) -> None:
     """There is one mean code for each layer.
 
     Raises:
@@ -48,7 +48,7 @@ class WPlusModel(nn.Module):
 
     latent_avg: Tensor
 
-    def __init__(self, encoder: CodeEncoder, decoder: StyleGenerator, latent_avg: Tensor) -> None:
+    def __init__(self, encoder: CodeEncoder, decoder: CodeGenerator, latent_avg: Tensor) -> None:
         super().__init__()
         made, read = (encoder.num_layers, encoder.style_dim), (decoder.num_layers, decoder.style_dim)
         if made != read:
@@ -64,6 +64,14 @@ class WPlusModel(nn.Module):
         """Codes (B, L, C) of crops as the encoder wants them."""
         return self.encoder(pixel_values) + self.latent_avg
 
+    def show(self, codes: Tensor) -> Tensor:
+        """The generator's pictures of codes (B, L, C): (B, 3, S, S) in about [-1, 1]."""
+        return self.decoder(codes)
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Crops to the generator's pictures of them, (B, 3, S, S) in about [-1, 1]."""
-        return self.decoder(self.invert(pixel_values))
+        return self.show(self.invert(pixel_values))
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the file holds."""
+        return self.state_dict()
