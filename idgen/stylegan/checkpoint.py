@@ -38,7 +38,6 @@ from idgen.stylegan.principal import LatentWPlusModel, empty_principal, open_vae
 # its card. It is called on torch's meta device: an encoder must hold no tensor outside of its state dict.
 ENCODER_KINDS: dict[str, EmptyEncoder] = {"e4e": empty_e4e, "psp": empty_psp, "compact": empty_compact}
 PRINCIPAL = "principal"  # encoder and generator of latents: `idgen.stylegan.principal`
-KINDS = (*ENCODER_KINDS, PRINCIPAL)
 # What the published encoders read; the fields are those of `idgen.encoders.base.CropSpec`.
 PUBLISHED_CROP = {"size_px": INPUT_PX, "template": "ffhq", "mean": 127.5, "std": 127.5}
 
@@ -48,7 +47,7 @@ class WPlusCard:
     """What a file says of itself beside its weights.
 
     Attributes:
-        kind: of the encoder, one of `KINDS`.
+        kind: of the encoder, a key of `ENCODER_KINDS`, or `PRINCIPAL`.
         crop: what the encoder reads, as the settings of a `CropSpec`.
         licence: what the weights may be used for, in words; None where nobody says.
         settings: what the encoder's kind needs besides the tensors to be built again, as plain data.
@@ -63,9 +62,10 @@ class WPlusCard:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            known = ", ".join(KINDS)
-            raise WeightsError(f"{self.kind!r} is no kind of W+ encoder that idgen knows (it knows {known})")
+        if self.kind not in (known := (*ENCODER_KINDS, PRINCIPAL)):
+            raise WeightsError(
+                f"{self.kind!r} is no kind of W+ encoder that idgen knows (it knows {', '.join(known)})"
+            )
         size_px = self.crop.get("size_px")
         if not isinstance(size_px, int) or size_px < 1:
             raise WeightsError(f"the crop of a W+ encoder must have a size_px from 1 on, got {size_px!r}")
