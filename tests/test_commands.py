@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generating import astronaut
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -128,6 +129,20 @@ def test_embed_looks_at_its_target_first(
     assert cli.main(["embed", "ann.jpg", "--out", str(tmp_path / out)]) == 2
     assert message in one_line(capsys)
     assert (tmp_path / "other.safetensors").read_bytes() == before
+
+
+def test_embed_keeps_a_code_that_can_be_edited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, photo = tmp_path / "who.safetensors", tmp_path / "photo.png"
+    astronaut().save(photo)
+    assert cli.main(["embed", str(photo), "--wplus", "mini", "--out", str(out)]) == 0
+    assert "with a W+ code by wplus_mini@" in capsys.readouterr().out
+    vector, code = Identity.load(out).features
+    assert (vector.kind, code.kind, code.value.shape) == ("face_vector", "wplus", (6, 160))
+    assert cli.main(["embed", str(out), str(photo), "--wplus", "mini", "--out", str(out)]) == 0
+    again = Identity.load(out).features[1]
+    np.testing.assert_allclose(again.value, code.value, atol=1e-5)
+    assert cli.main(["embed", "ann.jpg", "--wplus", "nobody.pt", "--out", str(out)]) == 2
+    assert "nobody.pt" in capsys.readouterr().err
 
 
 def test_two_photos_that_differ_get_no_verdict() -> None:

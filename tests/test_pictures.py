@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from idgen.data.manifest import write_manifest
 from idgen.data.pictures import read_pictures
 from idgen.errors import ConfigError, ImageError
 
@@ -66,6 +67,13 @@ def test_a_manifest_names_its_files_prompts_references_and_encoder(tmp_path: Pat
     assert (picture.prompt, picture.reference, picture.identity) == ("a person", "r.webp", "x")
     assert picture.open().getpixel((0, 0)) == (7, 10, 20)
     assert found.encoder_ids == ("mini@123456789abc",)
+
+
+def test_what_only_a_later_row_knows_is_written_too(tmp_path: Path) -> None:
+    rows = [{"identity": "x", "path": "a.png"}, {"identity": "y", "path": "b.png", "prompt": "a person"}]
+    write_manifest(tmp_path, rows, ["mini@123456789abc"])
+    table = pa.parquet.read_table(tmp_path / "manifest.parquet")
+    assert table.column("prompt").to_pylist() == [None, "a person"]
 
 
 def run_of(folder: Path, encoder: str) -> None:

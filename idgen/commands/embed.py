@@ -10,6 +10,7 @@ from idgen.identity import FusedIdentity, Identity, fuse
 
 if TYPE_CHECKING:
     from idgen.encoders.base import FaceEncoder
+    from idgen.encoders.wplus import WPlusEncoder
     from idgen.faces.detect import Detector
 
 SUFFIX = ".safetensors"
@@ -35,6 +36,11 @@ def main(argv: Sequence[str]) -> int:
         help="robust leaves photos out that do not fit (robust)",
     )
     parser.add_argument(
+        "--wplus",
+        metavar="SPEC",
+        help="keep a W+ code too, which can be edited: mini, or an e4e, pSp or idgen file (none)",
+    )
+    parser.add_argument(
         "--download",
         action="store_true",
         help="fetch a missing insightface pack (non-commercial research only)",
@@ -42,13 +48,21 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     _check_target(options.out)
 
+    codes = None if options.wplus is None else _load_codes(options.wplus)
     detector, encoder = _load(options.detector, options.encoder, may_download=options.download)
     identities = [_identity(path, detector, encoder, options.which) for path in options.photo]
     fused = fuse(identities, method=options.fuse)
     for line in explain(options.photo, fused):
         print(line)
-    fused.identity.save(options.out)
-    print(f"{options.out}: an identity by {encoder.id} (licence of the encoder: {encoder.licence})")
+    identity, who = fused.identity, encoder.id
+    if codes is not None:
+        from idgen.editing.editor import read_code
+
+        kept = [path for path, photo in zip(options.photo, fused.report, strict=True) if photo.kept]
+        code = read_code(codes, kept, detector, which=options.which)
+        identity, who = Identity((*identity.features, code)), f"{encoder.id}, with a W+ code by {codes.id}"
+    identity.save(options.out)
+    print(f"{options.out}: an identity by {who} (licence of the encoder: {encoder.licence})")
     return 0
 
 
@@ -74,6 +88,12 @@ def _load(detector: str, encoder: str, *, may_download: bool) -> tuple["Detector
         for pack in {detector.removeprefix("insightface:"), encoder} & set(KNOWN_PACKS):
             detectors.build("insightface", path=pack, download=True)  # a pack holds detector and encoder
     return load_detector(detector), load_encoder(encoder)
+
+
+def _load_codes(spec: str) -> "WPlusEncoder":
+    from idgen.encoders.wplus import load_wplus  # seconds
+
+    return load_wplus(spec)
 
 
 def _identity(path: Path, detector: "Detector", encoder: "FaceEncoder", which: str) -> Identity:

@@ -15,7 +15,7 @@ def write_manifest(folder: Path, rows: Sequence[Mapping[str, Any]], encoder_ids:
     Args:
         folder: of the pictures.
         rows: one a picture: ``identity``, ``path`` relative to the folder, and what else is known, such as
-            ``reference``, ``prompt``, ``seed`` and ``sha256``.
+            ``reference``, ``prompt``, ``seed`` and ``sha256``; what only other rows know is null.
         encoder_ids: encoders that conditioned or trained the pictures: numbers by these are related.
 
     Raises:
@@ -25,6 +25,7 @@ def write_manifest(folder: Path, rows: Sequence[Mapping[str, Any]], encoder_ids:
     import pyarrow.parquet  # heavy
 
     kept = {"idgen": json.dumps({"encoder_ids": list(encoder_ids)})}
-    table = pyarrow.Table.from_pylist([dict(row) for row in rows]).replace_schema_metadata(kept)
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in names}, metadata=kept)
     with replacing(folder / MANIFEST) as file:
         pyarrow.parquet.write_table(table, file)

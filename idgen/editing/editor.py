@@ -58,31 +58,8 @@ class Editor:
     edits: tuple[Edit, ...]
 
     def read(self, paths: Sequence[Path], detector: Detector, *, which: str = "only") -> Feature:
-        """The code of a person: the mean over photos and saved identities.
-
-        Args:
-            paths: at least one; files that end in `.safetensors` are saved identities.
-            detector: finds the faces.
-            which: the face meant in photos that show several.
-
-        Raises:
-            ImageError: if a file is no picture that can be used.
-            FaceError: if a photo shows no face, or several and ``which`` does not say which.
-            IdentityError: if a saved identity cannot be used, or holds no code.
-        """
-        codes = [self._code(path, detector, which) for path in paths]
-        return Feature(self.encoder.id, KIND, np.mean(codes, axis=0))
-
-    def _code(self, path: Path, detector: Detector, which: str) -> np.ndarray:
-        if path.suffix == SAVED:
-            identity = Identity.load(path)
-            if not any(f.kind == KIND and f.encoder == self.encoder.id for f in identity.features):
-                raise IdentityError(
-                    f"{path} holds no W+ code of {self.encoder.id}, and only codes are edited; give a photo"
-                )
-            return identity.feature(KIND, self.encoder.id).value
-        _, face, photo = read_face(path, detector, which)
-        return self.encoder.encode(self.encoder.cut(photo.image, face.landmarks)[None])[0].numpy()
+        """The code of a person, as `read_code` reads it."""
+        return read_code(self.encoder, paths, detector, which=which)
 
     def edited(self, code: Feature) -> Feature:
         """The code with all edits."""
@@ -115,6 +92,35 @@ class Editor:
         if crop is None:
             return {encoder.id: np.zeros(encoder.dim, np.float32) for encoder in encoders}
         return {encoder.id: encoder.encode(crop[None]).unit[0].cpu().numpy() for encoder in encoders}
+
+
+def read_code(
+    encoder: WPlusEncoder, paths: Sequence[Path], detector: Detector, *, which: str = "only"
+) -> Feature:
+    """The code of a person: the mean over photos and saved identities.
+
+    Args:
+        encoder: of codes.
+        paths: at least one; files that end in `.safetensors` are saved identities.
+        detector: finds the faces.
+        which: the face meant in photos that show several.
+
+    Raises:
+        ImageError: if a file is no picture that can be used.
+        FaceError: if a photo shows no face, or several and ``which`` does not say which.
+        IdentityError: if a saved identity cannot be used, or holds no code.
+    """
+
+    def value(path: Path) -> np.ndarray:
+        if path.suffix == SAVED:
+            identity = Identity.load(path)
+            if not any(f.kind == KIND and f.encoder == encoder.id for f in identity.features):
+                raise IdentityError(f"{path} holds no W+ code of {encoder.id}; give a photo in its place")
+            return identity.feature(KIND, encoder.id).value
+        _, face, photo = read_face(path, detector, which)
+        return encoder.encode(encoder.cut(photo.image, face.landmarks)[None])[0].numpy()
+
+    return Feature(encoder.id, KIND, np.mean([value(path) for path in paths], axis=0))
 
 
 def open_editor(

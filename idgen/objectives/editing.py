@@ -32,7 +32,7 @@ EDITS = (
     "wearing glasses", "wearing sunglasses", "wearing a hat", "wearing a red scarf", "wearing earrings",
     "with a beard", "with freckles", "with red lipstick",
     "with long hair", "with short hair", "with curly hair", "with blond hair", "with grey hair",
-    "as a child", "as an old person", "as a pencil drawing", "as an oil painting",
+    "as a young adult", "as an old person", "as a pencil drawing", "as an oil painting",
 )  # fmt: skip
 
 

@@ -48,9 +48,7 @@ class PrincipalEncoder(CodeEncoder):
     def __init__(self, num_layers: int, style_dim: int, latent_shape: Sequence[int]) -> None:
         super().__init__()
         self.num_layers, self.style_dim = num_layers, style_dim
-        size = torch.Size(latent_shape).numel()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("axes", torch.zeros(num_layers * style_dim, size))
+        _add_components(self, num_layers * style_dim, latent_shape)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, P, S, S) -> (B, L, C), of unit variance over pictures on the whole."""
@@ -74,13 +72,18 @@ class PrincipalGenerator(CodeGenerator):
         super().__init__()
         self.num_layers, self.style_dim = num_layers, style_dim
         self.latent_shape, self.size_px = tuple(latent_shape), latent_shape[-1]
-        size = torch.Size(latent_shape).numel()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("axes", torch.zeros(num_layers * style_dim, size))
+        _add_components(self, num_layers * style_dim, latent_shape)
 
     def forward(self, codes: Tensor) -> Tensor:
         """(B, L, C) -> (B, P, S, S)."""
         return (self.mean + codes.flatten(1) @ self.axes).unflatten(1, self.latent_shape)
+
+
+def _add_components(part: torch.nn.Module, num: int, latent_shape: Sequence[int]) -> None:
+    """Room for the mean and the axes of ``num`` components."""
+    size = torch.Size(latent_shape).numel()
+    part.register_buffer("mean", torch.zeros(size))
+    part.register_buffer("axes", torch.zeros(num, size))
 
 
 def fit_components(latents: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
