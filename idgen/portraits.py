@@ -48,6 +48,7 @@ class Portraits:
         landmarks: (N, 5, 2) in pixels of the cut picture, NaN likewise.
         latents: of the cut pictures.
         codes: (N, L, W) W+ codes, zero where no face was found; None where the studio reads none.
+        seen_embedding: (N, E) face vector by the studio's second encoder; None where it has none.
         skipped: names of pictures that cannot be used.
     """
 
@@ -59,6 +60,7 @@ class Portraits:
     landmarks: Tensor
     latents: Latents
     codes: Tensor | None = None
+    seen_embedding: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -81,6 +83,7 @@ class Portraits:
             landmarks=self.landmarks[index],
             latents=Latents(self.latents.mean[index], self.latents.std[index]),
             codes=None if self.codes is None else self.codes[index],
+            seen_embedding=None if self.seen_embedding is None else self.seen_embedding[index],
         )
 
 
@@ -94,6 +97,7 @@ class Studio:
         vae: of the model that is trained.
         framing: how pictures are cut.
         wplus: describes them by codes that can be edited, where those are wanted.
+        second: describes them too: whom identity terms compare with, where another encoder sees for them.
         store: folder that keeps what was computed, each piece under a name that stands for everything that it
             depends on.
         landmark_noise: standard deviation of what is added to the landmarks before a code is read, in
@@ -107,7 +111,13 @@ class Studio:
     framing: Framing
     store: Path
     wplus: WPlusEncoder | None = None
+    second: FaceEncoder | None = None
     landmark_noise: float = 0.0
+
+    @property
+    def encoders(self) -> list[FaceEncoder]:
+        """One or both."""
+        return [self.encoder] if self.second is None else [self.encoder, self.second]
 
     def framed(self, kind: Kind) -> "Studio":
         """The same, cutting pictures another way."""
@@ -142,7 +152,7 @@ def read_portraits(
             f"{_listed(unreadable)}; remove them, or leave them out with --skip-bad"
         )
     gallery = embed_pictures(
-        good, studio.detector, [studio.encoder], store=studio.store / "faces", aligned=aligned
+        good, studio.detector, studio.encoders, store=studio.store / "faces", aligned=aligned
     )
     faceless = [picture.name for picture, found in zip(good, gallery.found, strict=True) if not found]
     if faceless and faces_needed and not skip_bad:
@@ -167,6 +177,9 @@ def read_portraits(
         landmarks=landmarks,
         latents=latents,
         codes=codes,
+        seen_embedding=(
+            None if studio.second is None else torch.from_numpy(gallery.vectors[studio.second.id][rows])
+        ),
         skipped=(*unreadable, *(faceless if faces_needed else ())),
     )
 
@@ -182,7 +195,7 @@ def _readable(
     """The pictures that open, and the names of the others; looked at one by one only where one fails."""
     try:
         embed_pictures(
-            pictures, studio.detector, [studio.encoder], store=studio.store / "faces", aligned=aligned,
+            pictures, studio.detector, studio.encoders, store=studio.store / "faces", aligned=aligned,
             label="looking for faces",
         )  # fmt: skip
         return list(pictures), []

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from idgen.encoders.arcface import load_encoder
 from idgen.encoders.base import CropSpec
 from idgen.encoders.onnx_torch import OnnxModule, crop_spec, read_onnx, torch_encoder
 from idgen.errors import ModelNotFoundError, WeightsError
@@ -341,6 +342,27 @@ SMALL_GRAPHS = {
             "z1": np.array(7, dtype=np.uint8),
         },
     ),
+    "windows that reach over the edge": (
+        [
+            node("MaxPool", ["x"], ["m"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+            node("AveragePool", ["x"], ["a"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+            node(
+                "AveragePool",
+                ["x"],
+                ["b"],
+                kernel_shape=[3, 3],
+                strides=[2, 2],
+                ceil_mode=1,
+                count_include_pad=1,
+                pads=[1, 1, 1, 1],
+            ),
+            node("Add", ["m", "a"], ["c"]),
+            node("Flatten", ["b"], ["e"]),
+            node("Flatten", ["c"], ["d"]),
+            node("Concat", ["d", "e"], ["y"], axis=1),
+        ],
+        {},
+    ),
     "a 0 in Reshape copies a size": ([node("Reshape", ["x", "to"], ["y"])], {"to": axes(0, -1)}),
     "Gemm with factors": (
         [
@@ -362,6 +384,13 @@ def test_small_graphs_equal_onnxruntime(tmp_path: Path, name: str) -> None:
     path = save_graph(tmp_path / "graph.onnx", nodes, constants, shape=("n", 3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(OnnxModule(path)(x), by_onnxruntime(path, x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mini", "judge"])
+def test_the_embedded_ones_have_a_torch_form(name: str) -> None:
+    encoder = load_encoder(name)
+    crops = torch.rand(2, 3, encoder.crop.size_px, encoder.crop.size_px)
+    torch.testing.assert_close(encoder.torch_encoder()(crops), encoder.encode(crops).unit, atol=1e-5, rtol=0)
 
 
 def test_an_unknown_operator_is_refused_by_name_and_node(tmp_path: Path) -> None:

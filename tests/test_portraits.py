@@ -1,5 +1,6 @@
 """Photos as training pictures: framing, the cache, and who does not belong."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,18 @@ def photo(folder: Path, name: str, image: Image.Image) -> Picture:
     path = folder / name
     image.save(path)
     return Picture(identity="anna", name=name, path=path)
+
+
+def test_a_second_encoder_describes_the_same_faces(tmp_path: Path, studio: Studio) -> None:
+    pictures = [photo(tmp_path, f"{d}.png", astronaut().rotate(d)) for d in (0, 10)]
+    both = read_portraits(pictures, dataclasses.replace(studio, second=load_encoder("judge")))
+    judged = read_portraits(pictures, dataclasses.replace(studio, encoder=load_encoder("judge")))
+    assert both.seen_embedding is not None
+    torch.testing.assert_close(both.seen_embedding, judged.id_embedding)
+    torch.testing.assert_close(both.id_embedding, read_portraits(pictures, studio).id_embedding)
+    turned = both.subset([1]).seen_embedding
+    assert turned is not None
+    torch.testing.assert_close(turned, both.seen_embedding[1:])
 
 
 def test_latents_decode_to_the_cut_picture_and_come_back_from_the_cache(

@@ -71,6 +71,19 @@ def make_step(encoder: TorchEncoder) -> Callable[..., Step]:
     return build
 
 
+def test_another_eye_has_people_of_its_own(make_step: Callable[..., Step]) -> None:
+    step = make_step()
+    assert step.faces is not None
+    others = normalize(torch.randn_like(step.faces.bank), dim=1)
+    turned = dataclasses.replace(step.faces, seen_embedding=others, seen_bank=others)
+    alone = dataclasses.replace(step.faces, id_embedding=others, bank=others)
+    for config, term in ((CosineConfig(), cosine), (TripletConfig(mining="hard"), triplet)):
+        first, second = (term(config)(dataclasses.replace(step, faces=faces)) for faces in (turned, alone))
+        torch.testing.assert_close(first.loss, second.loss)
+        assert first.said == second.said
+        assert not torch.allclose(first.loss, term(config)(step).loss)
+
+
 def test_errors_are_those_of_the_rows_they_are_about(make_step: Callable[..., Step]) -> None:
     step = make_step()
     whole = denoising_loss(step.model_output, step.target)

@@ -43,6 +43,22 @@ def test_every_weight_of_the_file_trains(world: World, tmp_path: Path, model: st
     assert any(name.endswith("to_v_ip.weight") for name in check_every_weight_trains(tmp_path / "run"))
 
 
+def test_identity_terms_may_see_through_another_eye(world: World, tmp_path: Path) -> None:
+    def similarity(*extra: str) -> float:
+        folder = tmp_path / str(len(extra))
+        settings = (
+            "terms.cosine.weight=1.0",
+            "optimizer.steps=1",
+            "drop.identity=0.0",
+            "drop.both=0.0",
+            *extra,
+        )
+        assert main(adapter_command(world, folder, *settings)) == 0
+        return log_of(folder)[0]["cosine/similarity"]
+
+    assert similarity("id_encoder=judge") != similarity()
+
+
 def test_the_adapter_opens_in_plain_diffusers_and_draws_the_same(world: World, tmp_path: Path) -> None:
     assert main(adapter_command(world, tmp_path / "run", "optimizer.learning_rate=0.01")) == 0
     file = read_adapter(tmp_path / "run" / FILE)
@@ -134,6 +150,7 @@ def refuse(capsys: pytest.CaptureFixture[str], command: list[str], *said: str) -
     [
         ("terms.prior.weight=1", "the term prior keeps a LoRA's model"),
         ("drop.text=0.99", "at most 1 together"),
+        ("id_encoder=judge", "no term looks at faces, so none needs id_encoder judge"),
         ("held_out=1", "held_out must be in [0, 1)"),
         ("optimizer.batch_size=3", "not a multiple of pictures_per_person 2"),
         ("optimizer.batch_size=40", "20 people a batch are wanted, there are 3"),

@@ -87,6 +87,7 @@ class AdapterConfig:
     num_tokens: int = 4  # of a new adapter of face vectors
     licence: str | None = None  # of the result; where None that of the adapter it began with
     encoder: str = "mini"
+    id_encoder: str | None = None  # that identity terms see through; where None the one that conditions
     judge: str = "judge"
     detector: str = "mini"
     framing: FramingName = "auto"
@@ -117,6 +118,8 @@ class AdapterConfig:
             )
         if self.kind == "face" and not self.train_projection:
             raise ConfigError("train_projection false is for kind wplus")
+        if self.id_encoder is not None and not self.terms.sees_faces:
+            raise ConfigError(f"no term looks at faces, so none needs id_encoder {self.id_encoder}")
         if not 0 <= self.landmark_noise < 1:
             raise ConfigError(f"landmark_noise must be in [0, 1), got {self.landmark_noise:g}")
         if self.wordings < 1 or self.num_tokens < 1:
@@ -195,8 +198,8 @@ def build_probes(config: AdapterConfig, studio: Studio, device: torch.device) ->
     terms, reader = config.terms, None
     if terms.sees_faces:
         reader = face_reader(
-            studio, config.encoder, device, detect_in_prediction=config.detect_in_prediction,
-            decoder=config.decoder,
+            studio, config.id_encoder or config.encoder, device,
+            detect_in_prediction=config.detect_in_prediction, decoder=config.decoder,
         )  # fmt: skip
     editing = terms.active().get("editing")
     return Probes(
@@ -232,7 +235,7 @@ def describe(config: AdapterConfig, pipe: IDPipeline | IDPipelineXL, model: Adap
     own, aside = split(config)
     settings, trained = config.optimizer, model.trained()
     side = config.size_px or picture_px(pipe)
-    faces = config.encoder if config.terms.sees_faces else None
+    faces = (config.id_encoder or config.encoder) if config.terms.sees_faces else None
     modules = {"unet": model, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
     rows = -(-settings.batch_size // settings.accumulation)
     plan = MemoryPlan(
@@ -260,7 +263,8 @@ def train(config: AdapterConfig, folder: Path, accelerator: Accelerator) -> None
         framing=config.framing, size_px=config.size_px,
     )  # fmt: skip
     wplus = None if config.wplus is None else load_wplus(config.wplus)
-    studio = replace(studio, wplus=wplus, landmark_noise=config.landmark_noise)
+    second = None if config.id_encoder is None else load_encoder(config.id_encoder)
+    studio = replace(studio, wplus=wplus, second=second, landmark_noise=config.landmark_noise)
     with accelerator.main_process_first():  # the others find what it has computed
         begun = beginning(config, wplus or studio.encoder)
         first = begun.open(pipe, folder)

@@ -52,7 +52,7 @@ def _axes(inputs: Inputs, attributes: Attributes) -> list[int]:
 
 def _window(attributes: Attributes, rank: int) -> tuple[list[int], list[int]]:
     """Strides and symmetric padding of a convolution or pooling over ``rank`` axes."""
-    _need(attributes, auto_pad=b"NOTSET", ceil_mode=0)
+    _need(attributes, auto_pad=b"NOTSET")
     pads = list(attributes.get("pads", [0] * 2 * rank))
     if pads[:rank] != pads[rank:]:
         raise UnsupportedSettingError(f"pads={pads} differ before and after")
@@ -75,16 +75,17 @@ def _conv(inputs: Inputs, attributes: Attributes) -> Tensor:
 def _max_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
     _need(attributes, storage_order=0, dilations=[1, 1])
     strides, padding = _window(attributes, 2)
-    return F.max_pool2d(inputs[0], attributes["kernel_shape"], strides, padding)
+    up = bool(attributes.get("ceil_mode", 0))
+    return F.max_pool2d(inputs[0], attributes["kernel_shape"], strides, padding, ceil_mode=up)
 
 
 @_operator("AveragePool")
 def _average_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
     _need(attributes, dilations=[1, 1])
     strides, padding = _window(attributes, 2)
-    counts_pads = bool(attributes.get("count_include_pad", 0))
+    counts_pads, up = (bool(attributes.get(name, 0)) for name in ("count_include_pad", "ceil_mode"))
     return F.avg_pool2d(
-        inputs[0], attributes["kernel_shape"], strides, padding, count_include_pad=counts_pads
+        inputs[0], attributes["kernel_shape"], strides, padding, ceil_mode=up, count_include_pad=counts_pads
     )
 
 

@@ -35,6 +35,9 @@ class FaceTargets:
         noise: (B, D) of about unit length, for what is disturbed at random; None without such a term.
         is_wanted: (B,) whether the face should be that person's: not in rows from which the identity was left
             out. None where it should in all rows.
+        seen_embedding: (B, E) as ``id_embedding`` by the encoder that sees predicted faces, where that is not
+            the one that conditions.
+        seen_bank: (N, E) likewise.
     """
 
     id_embedding: Tensor
@@ -47,6 +50,18 @@ class FaceTargets:
     picture_px: int = 0
     noise: Tensor | None = None
     is_wanted: Tensor | None = None
+    seen_embedding: Tensor | None = None
+    seen_bank: Tensor | None = None
+
+    @property
+    def people(self) -> Tensor:
+        """What predicted faces are compared with: (B, D), or (B, E) of another encoder."""
+        return self.id_embedding if self.seen_embedding is None else self.seen_embedding
+
+    @property
+    def others(self) -> Tensor:
+        """Whom a triplet chooses from: (N, D), or (N, E) of another encoder."""
+        return self.bank if self.seen_bank is None else self.seen_bank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +309,7 @@ def prior(config: PriorConfig) -> Term:
 def distance_to_person(step: Step, seen: PredictedFaces) -> Tensor:
     """Cosine distance (F,) of faces that were seen to those of the training pictures of their rows."""
     assert step.faces is not None
-    return cosine_distance(seen.id_embedding, step.faces.id_embedding[seen.rows])
+    return cosine_distance(seen.id_embedding, step.faces.people[seen.rows])
 
 
 def on_faces(step: Step, seen: PredictedFaces, loss_of: Callable[[PredictedFaces], Tensor]) -> Values:
@@ -315,7 +330,7 @@ def on_faces(step: Step, seen: PredictedFaces, loss_of: Callable[[PredictedFaces
             "face_detected": float(seen.is_detected.float().sum()) / wanted}  # fmt: skip
     if len(seen.rows):
         loss = loss.index_put((torch.searchsorted(rows, seen.rows),), loss_of(seen))
-        people = step.faces.id_embedding[seen.rows]
+        people = step.faces.people[seen.rows]
         said["similarity"] = float(1 - cosine_distance(seen.id_embedding.detach(), people).mean())
     return Values(rows=rows, loss=loss, said=said)
 
@@ -332,12 +347,12 @@ def triplet(config: TripletConfig) -> Term:
         def loss_of(seen: PredictedFaces) -> Tensor:
             anchor, rows, targets = seen.id_embedding, seen.rows, step.faces
             assert targets is not None
-            positive = targets.id_embedding[rows]
+            positive = targets.people[rows]
             negatives = choose_negatives(
-                anchor, positive, targets.person[rows], targets.bank, targets.bank_person,
+                anchor, positive, targets.person[rows], targets.others, targets.bank_person,
                 mining=config.mining, draw=None if targets.draw is None else targets.draw[rows],
             )  # fmt: skip
-            return triplet_loss(anchor, positive, targets.bank[negatives], margin=config.margin)
+            return triplet_loss(anchor, positive, targets.others[negatives], margin=config.margin)
 
         return on_faces(step, step.predicted_faces, loss_of)
 

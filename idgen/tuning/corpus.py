@@ -41,6 +41,7 @@ class Corpus:
         person: (N,); each prior picture is a person of its own.
         landmarks: (N, 5, 2) in pixels of the cut pictures, NaN where there is no face.
         codes: (N, L, W) W+ codes, where an adapter reads them.
+        seen_embedding: (N, E) by the encoder of the identity terms, where that is another one.
     """
 
     latents: Latents
@@ -50,6 +51,7 @@ class Corpus:
     person: Tensor
     landmarks: Tensor
     codes: Tensor | None = None
+    seen_embedding: Tensor | None = None
 
     @property
     def bank_rows(self) -> Tensor:
@@ -77,6 +79,7 @@ def join(
         person=torch.cat([instances.person, others]),
         landmarks=torch.cat([part.landmarks for part in parts]),
         codes=instances.codes,
+        seen_embedding=instances.seen_embedding if prior is None else None,
     )
 
 
@@ -249,7 +252,7 @@ def run_step(
 def _targets(
     corpus: Corpus, batch: Batch, picture_px: int, is_wanted: Tensor | None, device: torch.device
 ) -> FaceTargets:
-    rows, bank, codes = batch.rows, corpus.bank_rows, corpus.codes
+    rows, bank, codes, seen = batch.rows, corpus.bank_rows, corpus.codes, corpus.seen_embedding
 
     def codes_of(index: Tensor) -> Tensor:
         assert codes is not None
@@ -266,6 +269,8 @@ def _targets(
         bank_codes=None if codes is None else codes_of,
         noise=batch.id_noise.to(device),
         is_wanted=None if is_wanted is None else is_wanted.to(device),
+        seen_embedding=None if seen is None else seen[rows].to(device),
+        seen_bank=None if seen is None else seen[bank].to(device),
     )
 
 
