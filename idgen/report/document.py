@@ -68,7 +68,8 @@ class Report:
     """Everything that an evaluation found.
 
     Attributes:
-        kind: which evaluation, as in ``idgen evaluate <kind>``; only reports of one kind can be compared.
+        kind: which evaluation, as in ``idgen evaluate <kind>``, or "synthesize"; only reports of one kind can
+            be compared.
         title: a line for people.
         subject: what was evaluated, as the user named it.
         settings: whatever decides the numbers, as plain data.
@@ -88,3 +89,8 @@ class Report:
     per_identity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     sections: tuple[Table | Figure | Pairs, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """What made it: an evaluation, or the making of a dataset."""
+        return "idgen synthesize" if self.kind == "synthesize" else f"idgen evaluate {self.kind}"

@@ -76,8 +76,8 @@ def render_html(report: Report, *, version: str) -> str:
 </main>
 <footer>
 <details><summary>Settings that decide these numbers</summary><pre>{escape(settings)}</pre></details>
-<p>Numbers in brackets are 95 % intervals. Made by idgen {escape(version)}, <code>idgen evaluate
-{escape(report.kind)}</code>; every number stands in report.json as well.</p>
+<p>Numbers in brackets are 95 % intervals. Made by idgen {escape(version)},
+<code>{escape(report.command)}</code>; every number stands in report.json as well.</p>
 </footer>
 </body>
 </html>
