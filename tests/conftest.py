@@ -1,11 +1,15 @@
 """Tiny real models, built offline from the real classes, and the optional data beside the clone."""
 
+import hashlib
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -21,6 +25,8 @@ from transformers import (
 
 from idgen.adapters.install import IDAdapter
 from idgen.data.images import FaceTable, load_faces
+from idgen.faces.detect import Face
+from idgen.faces.scrfd import ScrfdDetector
 from idgen.identity import Identity
 
 torch.set_num_threads(1)  # tiny models: threads would only wait for each other
@@ -56,6 +62,31 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+_FACES_FOUND: dict[tuple[Any, ...], list[Face]] = {}
+
+
+@pytest.fixture(scope="module")
+def faces_are_remembered() -> Iterator[None]:
+    """Where many runs look at the same photos: mini's detector is asked once for each picture.
+
+    What it says depends on the pixels and its settings alone, and is the same each time.
+    """
+    look = ScrfdDetector.detect
+
+    def detect(detector: ScrfdDetector, image: np.ndarray) -> list[Face]:
+        if detector.name != "mini":
+            return look(detector, image)
+        pixels = hashlib.sha256(image.tobytes()).digest()
+        key = (detector.sizes_px, detector.score, image.shape, pixels)
+        if key not in _FACES_FOUND:
+            _FACES_FOUND[key] = look(detector, image)
+        return [replace(f, box=f.box.copy(), landmarks=f.landmarks.copy()) for f in _FACES_FOUND[key]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScrfdDetector, "detect", detect)
+        yield
 
 
 def _folder_from(variable: str) -> Path:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "train" / "recognizer.py"
 CONFIGS = ROOT / "train" / "configs"
 TINY = {
-    "batch_size": "16", "dim": "8", "widths": "[32,64]", "blocks": "[1,1]", "warmup_steps": "2",
+    "batch_size": "8", "dim": "8", "widths": "[32,64]", "blocks": "[1,1]", "warmup_steps": "2",
     "log_every": "1", "evaluate_every": "100", "steps": "2",
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from idgen.errors import ModelNotFoundError, UnknownNameError, WeightsError
 from idgen.faces.boxes import iou, letterbox, non_maximum_suppression
 from idgen.faces.detect import Detector, Face, detectors, load_detector
 from idgen.faces.insightface_detector import InsightfaceDetector, find_pack
+from idgen.faces.onnx_session import open_session
 from idgen.faces.scrfd import ScrfdDetector, anchor_centres, decode
 from idgen.faces.scrfd_net import DetectorNet, ScrfdOutputs
 from idgen.faces.yunet import YunetDetector
@@ -174,6 +175,21 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path, name: str, random_
         detectors.build(name, path=tmp_path / "broken.onnx")
 
 
+def test_threads_are_those_that_are_given_else_as_the_environment_says(
+    random_scrfd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(given: int | None) -> int:
+        return open_session(random_scrfd, num_threads=given).get_session_options().intra_op_num_threads
+
+    for said, expected in (("1", 1), ("3", 3), ("many", 0), (None, 0)):  # 0: every core
+        if said is None:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert threads(None) == expected
+        assert threads(2) == 2
+
+
 def recognition_onnx(path: Path) -> None:
     """A recogniser by its shapes: one picture of 112 pixels in, one vector out."""
     value = onnx.helper.make_tensor_value_info
@@ -279,13 +295,13 @@ def test_mini_sees_no_face_in_plain_pictures() -> None:
 
 @pytest.fixture(scope="module")
 def measured(faces_test: FaceTable, weights_folder: Path) -> Any:
-    """A tenth of what `eval/detector.py` measures."""
+    """A twenty-fifth of the scenes that `eval/detector.py` measures."""
     measure: Callable[..., Any] = runpy.run_path(str(ROOT / "eval" / "detector.py"))["measure"]
-    return measure(detectors.build("mini"), faces_test, weights_folder / "yunet.onnx", num_scenes=100)
+    return measure(detectors.build("mini"), faces_test, weights_folder / "yunet.onnx", num_scenes=40)
 
 
 def test_mini_finds_real_faces_and_little_else(measured: Any) -> None:
-    assert measured.found >= 0.95  # the bar of 98 % less two standard errors of 100 scenes
+    assert measured.found >= 0.93  # the bar of 98 % less two standard errors of 40 scenes
     assert measured.false_faces <= 1
     assert measured.astronaut_iou >= 0.5
     assert measured.landmark_error < 0.06  # share of the distance of the eyes

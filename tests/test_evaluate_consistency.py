@@ -22,6 +22,7 @@ from idgen.metrics.persons import mean_by_person, share_accepted, spread_about_c
 from idgen.report.write import read_report
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("faces_are_remembered")
 
 
 @pytest.fixture(scope="module")

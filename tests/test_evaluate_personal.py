@@ -88,6 +88,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(
 def test_a_training_that_fails_is_named(program: SimpleNamespace, faces: Path, tmp_path: Path) -> None:
     out = tmp_path / "personal"
     bad = ("--method", "dreambooth", "--set", "lora.rank=0")
-    with pytest.raises(TrainingError, match=r"training dreambooth of person .* failed: .*rank"):
+    said = r"training dreambooth of person .* failed: .*rank"
+    with commands_run_here(), pytest.raises(TrainingError, match=said):
         program.main(command(faces, out, *bad))
     assert json.loads((out / "personal.json").read_text())["people"] == "1"

@@ -83,13 +83,14 @@ def test_flip_test_adds_the_mirror_image() -> None:
 
 
 def test_real_pairs(faces_folder: Path, weights_folder: Path, tmp_path: Path) -> None:
-    """Every twentieth pair of the test file, by mini; all of them: `test_encoders.py`."""
+    """Every fortieth pair of the test file, by mini; more of them: `test_encoders.py`."""
     lines = (faces_folder / "pairs_test.csv").read_text().splitlines()
-    kept = [lines[0], *(line for i, line in enumerate(lines[1:]) if i % 20 == 0)]
+    kept = [lines[0], *(line for i, line in enumerate(lines[1:]) if i % 40 == 0)]
     (tmp_path / "some.csv").write_text("\n".join(kept) + "\n")
     words = ("--pictures", faces_folder / "faces_test.parquet", "--aligned")
     report = run("--pairs", tmp_path / "some.csv", *words, "--out", tmp_path / "r")
-    assert report["measures"]["mini/accuracy"]["value"] > 0.9
+    assert report["measures"]["mini/area under the ROC curve"]["value"] > 0.97
+    assert report["measures"]["mini/accuracy"]["value"] > 0.8  # six pairs a fold say little
     assert report["settings"]["folds"] == 10
 
 

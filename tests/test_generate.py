@@ -24,6 +24,8 @@ from idgen.encoders.arcface import load_encoder
 from idgen.identity import Identity
 from idgen.provenance import read_provenance
 
+pytestmark = pytest.mark.usefixtures("faces_are_remembered")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: CLIPTokenizer) -> World:
@@ -285,7 +287,7 @@ def test_mini_makes_portraits_from_a_photo_and_a_prompt(tmp_path: Path) -> None:
     photo = tmp_path / "astronaut.png"
     astronaut().save(photo)
     command = ["generate", "--face", str(photo), "--prompt", "a photo of a smiling woman"]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert main([*command, "--steps", "8", "--out", str(tmp_path / "out")]) == 0
     run = record(tmp_path / "out")
     assert run["run"]["model"] == "mini"
     assert run["pictures_written"] == 4

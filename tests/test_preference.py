@@ -271,14 +271,14 @@ def test_embedded_model_prefers_the_astronaut_undistorted(
 
 
 def test_embedded_model_ranks_people_it_never_saw(faces_test: FaceTable) -> None:
-    first = [rows[0] for rows in faces_test.people().values()][::7]
+    first = [rows[0] for rows in faces_test.people().values()][::14]
     model, part = load_preference(), faces_test.subset(first)
     shares = {
         (name, side_px): shares_of_people(model, part, kind, side_px).mean()
         for name, kind in DISTORTIONS.items()
         for side_px in SIDES_PX
     }
-    # 90 % is promised of all 605 people (the card); of 87 it may be missed by two standard errors
+    # 90 % is promised of all 605 people (the card); of 44 it may be missed by two standard errors
     least = 0.9 - 2 * (0.9 * 0.1 / len(part)) ** 0.5
     assert min(shares.values()) >= least, {k: round(float(v), 3) for k, v in shares.items() if v < least}
     assert np.mean(list(shares.values())) >= 0.95

@@ -1,10 +1,7 @@
 """`idgen train lora`, run as a user runs it, on tiny models of the real kinds and photos of one person."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from generating import World, build_world
+from one_process import begin, run_by_two_processes
 from PIL import Image
 from safetensors.torch import load_file
 from training_runs import add_one_person, log_of, lora_command
@@ -20,6 +18,8 @@ from transformers import CLIPTokenizer
 
 from idgen.cli import main
 from idgen.tuning.lora import KOHYA_NAME, WEIGHTS_NAME
+
+pytestmark = pytest.mark.usefixtures("faces_are_remembered")
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +52,13 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(world: World, tmp_path
     settings = ("optimizer.steps=16", "optimizer.ema_decay=0.9", "optimizer.checkpoint_every=2")
     assert main(lora_command(world, tmp_path / "whole", *settings)) == 0
     command = lora_command(world, tmp_path / "killed", *settings)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "idgen", *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = begin(main, command)
     log = tmp_path / "killed" / "log.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3) and process.poll() is None:
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3) and process.is_alive():
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / WEIGHTS_NAME).exists()
     assert main(command) == 0
     assert [line["step"] for line in log_of(tmp_path / "killed")] == list(range(1, 17))
@@ -75,11 +71,7 @@ def test_pieces_and_processes_do_not_change_the_loss(world: World, tmp_path: Pat
     settings = ("optimizer.batch_size=2", "optimizer.prior_batch_size=2", "terms.triplet.mining=hard")
     assert main(lora_command(world, tmp_path / "one", *settings)) == 0
     assert main(lora_command(world, tmp_path / "pieces", *settings, "optimizer.accumulation=2")) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "idgen", *lora_command(world, tmp_path / "two", *settings)]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_by_two_processes(lora_command(world, tmp_path / "two", *settings), tmp_path / "logs")
     one = log_of(tmp_path / "one")
     for other in ("pieces", "two"):
         for a, b in zip(one, log_of(tmp_path / other), strict=True):
@@ -196,7 +188,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
 ) -> None:
     command = lora_command(world, tmp_path / "run", "optimizer.learning_rate=1e30",
                            "optimizer.weight_decay=0.0", "optimizer.steps=9",
-                           "optimizer.schedule=constant")  # fmt: skip
+                           "optimizer.checkpoint_every=1", "optimizer.schedule=constant")  # fmt: skip
     refuse(capsys, command, "is not finite", "denoising", "are kept")
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["weights"].values())

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from idgen.adapters.checkpoint import read_adapter
 
+NUM_FACES = 12
 PROGRAMS = Path(__file__).parent.parent / "train"
 
 
@@ -34,13 +35,13 @@ def drawn_face(seed: int) -> Image.Image:
 @pytest.fixture(scope="module")
 def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
-    for i in range(24):
+    for i in range(NUM_FACES):
         data = io.BytesIO()
         drawn_face(i).save(data, "WEBP")
         name = f"P{i // 2:02d}/{i % 2:04d}.webp"
         rows.append({
             "image": {"bytes": data.getvalue(), "path": name}, "file": name, "identity": f"P{i // 2:02d}",
-            "p_female": i % 2, "p_happy": 0.5, "yaw": i * 2.0 - 24, "pitch": 0.0, "roll": 0.0,
+            "p_female": i % 2, "p_happy": 0.5, "yaw": i * 4.0 - 24, "pitch": 0.0, "roll": 0.0,
         })  # fmt: skip
     path = tmp_path_factory.mktemp("faces") / "faces.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -75,7 +76,8 @@ def tiny_vae_folder(drawn_faces: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_vae_is_an_ordinary_one_with_latents_of_unit_scale(tiny_vae_folder: Path) -> None:
     vae = AutoencoderKL.from_pretrained(tiny_vae_folder)
-    pixels = torch.from_numpy(np.stack([np.asarray(drawn_face(i).resize((16, 16))) for i in range(24)]))
+    small = [np.asarray(drawn_face(i).resize((16, 16))) for i in range(NUM_FACES)]
+    pixels = torch.from_numpy(np.stack(small))
     latents = vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
     assert (latents * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=0.2)
 
@@ -148,9 +150,9 @@ def test_plain_diffusers_opens_base_and_adapter(tiny_mini: Path) -> None:
 
 def test_resuming_mini_equals_not_stopping(drawn_faces: Path, tiny_vae_folder: Path, tmp_path: Path) -> None:
     settings = (f"faces={drawn_faces}", f"vae={tiny_vae_folder}", *MINI)
-    run("mini.py", tmp_path / "whole", *settings, "denoiser.steps=4")
+    run("mini.py", tmp_path / "whole", *settings, "denoiser.steps=3")
     run("mini.py", tmp_path / "parts", *settings, "denoiser.steps=2")
-    run("mini.py", tmp_path / "parts", *settings, "denoiser.steps=4")
+    run("mini.py", tmp_path / "parts", *settings, "denoiser.steps=3")
     whole, parts = (torch.load(tmp_path / name / "denoiser.pt")["average"] for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 

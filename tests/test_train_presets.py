@@ -20,6 +20,7 @@ from transformers import CLIPTokenizer
 from idgen.cli import main
 
 LORA = ("dreambooth", "portraitbooth", "id_booth", "id_aligner_lora", "disenbooth", "sefi_ide")
+pytestmark = pytest.mark.usefixtures("faces_are_remembered")
 ADAPTER = ("ip_adapter_faceid", "id_aligner_adapter", "masterweaver")
 
 
@@ -44,6 +45,7 @@ def test_every_preset_trains_every_weight_it_names(
     if preset == "masterweaver":  # tiny models read the text in one other block; all rows are to be in range
         always = (*always, "prompt=a man", "terms.editing.edits=[old, sad]",
                   "terms.editing.layers=up_blocks.0", "terms.editing.timesteps=[0.0, 1.0]")  # fmt: skip
+    always = (*always, "rollout.steps=3")
     assert main(command(world, tmp_path / "run", *always, model=model, preset=preset)) == 0
     log = log_of(tmp_path / "run")
     assert [line["step"] for line in log] == [1, 2, 3]

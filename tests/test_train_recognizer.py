@@ -1,10 +1,7 @@
 """`idgen train recognizer`: it learns, goes on after a kill, exports, and looks at test pairs at the end."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from face_tables import write_table
-from recognizer_runs import PROGRAM, arguments, lines, load_program, people, record
+from one_process import begin
+from recognizer_runs import arguments, lines, load_program, people, record
 from safetensors import safe_open
 
 from idgen.cli import main
@@ -21,8 +19,8 @@ from idgen.config import from_mapping, read_yaml
 from idgen.encoders.arcface import onnx_encoder
 from idgen.training import Progress, TrainingRun
 
-LEARNING = ("steps=24", "evaluate_every=6", "margin=0", "scale=16", "degraded=false", "adam_rate=0.05",
-            "muon_rate=0.05")  # fmt: skip
+LEARNING = ("steps=24", "batch_size=16", "evaluate_every=6", "margin=0", "scale=16", "degraded=false",
+            "adam_rate=0.05", "muon_rate=0.05")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +98,6 @@ def test_best_and_last_are_kept_in_every_form(program: SimpleNamespace, faces: P
 PARTIAL = ("head=adaface", "centre_share=0.3", "optimizer=sgd", "schedule=steps", "drops=[0.5]")
 MINER = ("head=distance_margin", "pictures_each=4")
 LENGTH = ("steps=8", "evaluate_every=4")
-OFTEN = (
-    "import idgen.training, runpy; idgen.training.CHECKPOINT_EVERY = 3; "
-    f"runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
-)
 
 
 def check_equal(whole: Path, parts: Path) -> None:
@@ -125,15 +119,13 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     monkeypatch.setattr("idgen.training.CHECKPOINT_EVERY", 3)
     program.main(arguments(faces, tmp_path / "whole", *PARTIAL, *LENGTH))
     command = arguments(faces, tmp_path / "killed", *PARTIAL, *LENGTH)
-    process = subprocess.Popen(
-        [sys.executable, "-c", OFTEN, *command], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = begin(program.main, command)
     log = tmp_path / "killed" / "train.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) >= 5) and process.poll() is None:
+    while not (log.exists() and len(log.read_text().splitlines()) >= 5) and process.is_alive():
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "result.json").exists()
     program.main(command)
     check_equal(tmp_path / "whole", tmp_path / "killed")

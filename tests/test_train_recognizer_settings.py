@@ -104,7 +104,7 @@ def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
             ["head=triplet"],
             "the head triplet compares pictures of a person: pictures_each must be at least 2",
         ),
-        (["pictures_each=5"], "batch_size must be at least 2 and a multiple of pictures_each (5), got 16"),
+        (["pictures_each=5"], "batch_size must be at least 2 and a multiple of pictures_each (5), got 8"),
         (["centre_share=0.5"], "a share of the centres (centre_share) needs optimizer: sgd, got muon"),
         (["centre_share=2.0", "optimizer=sgd"], "the share of the centres must be in (0, 1], got 2.0"),
         (

@@ -1,16 +1,13 @@
 """`idgen train reward`, on top of a LoRA and of an adapter, as a user runs it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from generating import World, build_world
-from one_process import commands_run_here
+from one_process import commands_run_here, run_by_two_processes
 from safetensors.torch import load_file
 from training_runs import CONFIGS, adapter_command, add_one_person, add_people, log_of, lora_command
 from transformers import CLIPTokenizer
@@ -18,6 +15,7 @@ from transformers import CLIPTokenizer
 from idgen.cli import main
 from idgen.tuning.lora import WEIGHTS_NAME
 
+pytestmark = pytest.mark.usefixtures("faces_are_remembered")
 ADAPTER = Path("adapter") / "faceid.safetensors"
 
 
@@ -69,11 +67,7 @@ def test_two_processes_give_the_loss_of_one(world: World, tmp_path: Path) -> Non
     one = adapter_command(world, tmp_path / "one", *settings, preset="id_aligner_adapter")
     assert main(one) == 0
     two = adapter_command(world, tmp_path / "two", *settings, preset="id_aligner_adapter")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "idgen", *two]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_by_two_processes(two, tmp_path / "logs")
     for a, b in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
         for name in ("loss", "denoising", "identity_reward", "aesthetic_reward"):
             assert a[name] == pytest.approx(b[name], abs=2e-5), name
@@ -81,7 +75,8 @@ def test_two_processes_give_the_loss_of_one(world: World, tmp_path: Path) -> Non
 
 def test_what_cannot_be_gone_on_from(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def refuse(command: list[str], *said: str) -> None:
-        assert main(command) == 2
+        with commands_run_here():
+            assert main(command) == 2
         last = capfd.readouterr().err.replace("\r", "\n").splitlines()[-1]
         for text in said:
             assert text in last, last

@@ -42,6 +42,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "install",
         "-q",
         "--no-deps",
+        "--no-compile",
         "--no-index",
         str(wheel),
     ]

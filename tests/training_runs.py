@@ -14,7 +14,7 @@ from idgen.pipeline import IDPipeline
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs"
 SMALL = {
-    "optimizer.steps": "3", "optimizer.checkpoint_every": "1", "optimizer.log_every": "1",
+    "optimizer.steps": "3", "optimizer.checkpoint_every": "3", "optimizer.log_every": "1",
     "framing": "aligned", "samples.every": "0", "detect_in_prediction": "false",
 }  # fmt: skip
 

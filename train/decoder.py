@@ -87,13 +87,16 @@ def objective(
     """L1 on pixels and on edges, and the cosine of what the encoder sees, in the first rows."""
     pixel = l1_loss(made, wanted)
     edge = sum(l1_loss(made.diff(dim=d), wanted.diff(dim=d)) for d in (-1, -2))
-    rows, size = slice(0, config.id_rows), encoder.crop.size_px
-    with torch.no_grad():
-        person = encoder(arcface_crops(wanted[rows], size))
-    apart = (1 - (encoder(arcface_crops(made[rows], size)) * person).sum(dim=1)).mean()
-    loss = pixel + edge + (config.id_weight * apart if config.id_rows else 0)
-    return loss, {"l1": float(pixel.detach()), "edge": float(torch.as_tensor(edge).detach()),
-                  "similarity": 1 - float(apart.detach())}  # fmt: skip
+    loss = pixel + edge
+    said = {"l1": float(pixel.detach()), "edge": float(torch.as_tensor(edge).detach())}
+    if config.id_rows:
+        rows, size = slice(0, config.id_rows), encoder.crop.size_px
+        with torch.no_grad():
+            person = encoder(arcface_crops(wanted[rows], size))
+        apart = (1 - (encoder(arcface_crops(made[rows], size)) * person).sum(dim=1)).mean()
+        loss = loss + config.id_weight * apart
+        said["similarity"] = 1 - float(apart.detach())
+    return loss, said
 
 
 def train(run: TrainingRun, config: DecoderConfig, latents: Tensor, pictures: Tensor) -> TinyDecoder:

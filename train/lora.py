@@ -295,7 +295,8 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
     optimization = Optimization(run, c, accelerator, personal.model, personal.trained)
     optimization.resume(folder)
     denoiser = denoiser.of(optimization.model)
-    samples = prepare_samples(config, pipe, studio, portraits, folder)
+    draws = run is not None and config.samples.every
+    samples = prepare_samples(config, pipe, studio, portraits, folder) if draws else None
 
     for step in optimization.steps():
         batch = plan_batch(
@@ -312,7 +313,7 @@ def train(config: LoraConfig, folder: Path, accelerator: Accelerator) -> None:
                 optimization.backward(loss, said)
         said = optimization.update(len(batch.rows))
         optimization.record(said)
-        if run is not None and config.samples.every and (step + 1) % config.samples.every == 0:
+        if samples is not None and (step + 1) % config.samples.every == 0:
             optimization.record(samples(step + 1), always=True)
         optimization.save_if_due()  # last: what was not saved is done again, samples included
 

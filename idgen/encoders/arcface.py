@@ -39,7 +39,7 @@ class OnnxFaceEncoder:
         name: what an Identity calls it; the file's stem where it is not given.
         licence: what the weights may be used for.
         crop: what the network wants, where the file does not show it.
-        num_threads: of onnxruntime; None lets it take every core.
+        num_threads: of onnxruntime; None as in `open_session`.
 
     Raises:
         ModelNotFoundError: if the file is missing.

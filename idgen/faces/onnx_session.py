@@ -1,5 +1,6 @@
 """Opening a user's ONNX file with errors a user can act on."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ def open_session(
 
     Args:
         path: the ONNX file.
-        num_threads: of one run; None lets onnxruntime take every core.
+        num_threads: of one run; None as OMP_NUM_THREADS says, as in torch, else every core.
         content: what to open in place of what the file holds: a graph made from it.
 
     Raises:
@@ -29,8 +30,10 @@ def open_session(
         raise ModelNotFoundError(f"no such file: {path}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # warnings about unused initialisers concern whoever exported the file
-    if num_threads is not None:
-        options.intra_op_num_threads = num_threads
+    if num_threads is None:
+        said = os.environ.get("OMP_NUM_THREADS", "")
+        num_threads = int(said) if said.isdecimal() else 0
+    options.intra_op_num_threads = num_threads  # 0: every core
     try:
         return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
