@@ -18,14 +18,24 @@ class Command:
     Attributes:
         help: what it does, in one line.
         target: a program file, a folder of programs (ends with a slash), or a module with ``main(argv)``.
+        words: first words that make it a further command.
+        other: module with ``main(argv)`` for these.
     """
 
     help: str
     target: str
+    words: tuple[str, ...] = ()
+    other: str = ""
 
 
 COMMANDS = {
     "generate": Command("pictures of a person, from a photo and a prompt", "pipelines/portrait.py"),
+    "synthesize": Command(
+        "a labelled dataset of people who do not exist",
+        "pipelines/synthesize.py",
+        words=("plan", "diff", "export", "import", "check"),
+        other="idgen.commands.datasets",
+    ),
     "embed": Command(
         "photos of a person -> an identity file, to be used like a photo", "idgen.commands.embed"
     ),
@@ -75,6 +85,8 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(
             f"{name!r} is not a command{nearest(name, list(COMMANDS))} (`idgen --help` lists them)"
         )
+    if rest and rest[0] in command.words:
+        return _main_of(command.other)(rest)
     if command.target.endswith("/"):
         return _run_one_of(name, programs_root() / command.target, rest)
     if command.target.endswith(".py"):

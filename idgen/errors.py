@@ -16,6 +16,7 @@ IdgenError
     RunFolderError         an output folder holds something else (also a FileExistsError)
     TrainingError          a training cannot go on (also an ArithmeticError)
     StorageError           a file could not be written whole (also an OSError)
+    WorkerError            a process that shared the work died (also a RuntimeError)
 """
 
 
@@ -84,3 +85,7 @@ class TrainingError(IdgenError, ArithmeticError):
 
 class StorageError(IdgenError, OSError):
     """A file could not be written whole."""
+
+
+class WorkerError(IdgenError, RuntimeError):
+    """A process that shared the work died; what is finished stays."""

@@ -177,13 +177,30 @@ def save_picture(image: Image.Image, path: str | Path, provenance: Provenance) -
         StorageError: if the file cannot be written whole, for example on a full disk.
     """
     path = Path(path)
-    kind = _FORMATS.get(path.suffix.lower())
+    write_bytes(path, encoded_picture(image, path.name, provenance))
+
+
+def encoded_picture(
+    image: Image.Image, name: str, provenance: Provenance, *, quality: int | None = None
+) -> bytes:
+    """The bytes that `save_picture` writes.
+
+    Args:
+        image: of which the pixels alone are kept.
+        name: of the file; its suffix says the format.
+        provenance: the record.
+        quality: of JPEG and WebP, from 1 to 100; if not given, 95.
+
+    Raises:
+        ConfigError: for another file type, or a prompt too long for a JPEG.
+    """
+    kind = _FORMATS.get(Path(name).suffix.lower())
     if kind is None:
-        raise ConfigError(f"a picture is saved as {', '.join(_FORMATS)}, got {path.name!r}")
+        raise ConfigError(f"a picture is saved as {', '.join(_FORMATS)}, got {name!r}")
     packet = provenance.to_xmp()
     if kind == "JPEG" and len(packet) > MAX_JPEG_PACKET_BYTES:
         raise ConfigError(
-            f"the record of {path.name} has {len(packet)} bytes, and a JPEG holds {MAX_JPEG_PACKET_BYTES}; "
+            f"the record of {name} has {len(packet)} bytes, and a JPEG holds {MAX_JPEG_PACKET_BYTES}; "
             "save as PNG or shorten the prompt"
         )
     clean = image.convert("RGB")
@@ -193,9 +210,11 @@ def save_picture(image: Image.Image, path: str | Path, provenance: Provenance) -
         chunks = PngImagePlugin.PngInfo()
         chunks.add_itxt(_PNG_KEY, packet.decode())
         settings = {"pnginfo": chunks}
+    elif quality is not None:
+        settings["quality"] = quality
     encoded = io.BytesIO()
     clean.save(encoded, kind, **settings)
-    write_bytes(path, encoded.getvalue())
+    return encoded.getvalue()
 
 
 def read_provenance(path: str | Path) -> Provenance:

@@ -243,7 +243,8 @@ def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         changed = [key for key in plain if before.get(key) != plain[key]]
         if changed:
             raise RunFolderError(f"{folder} was made with other settings ({', '.join(changed)})")
-    elif folder.exists() and any(folder.iterdir()):
+    # a hidden file is what a write left that was cut off
+    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise RunFolderError(f"{folder} holds other files; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, plain)

@@ -1,4 +1,4 @@
-"""``idgen synthesize export``, ``import``, ``check``: datasets in other formats, and their checksums."""
+"""``idgen synthesize plan``, ``diff``, ``export``, ``import``, ``check``: all but making the pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,113 @@ from idgen.config import Parser
 from idgen.errors import ConfigError, ModelNotFoundError, StorageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from tqdm import tqdm
 
     from idgen.data.pictures import PictureSet
     from idgen.synth.export.align import Aligner
     from idgen.synth.export.base import Exporter
     from idgen.synth.export.datasheet import Exported
+
+
+def plan_main(argv: Sequence[str]) -> int:
+    """Write a plan that can be read and edited before anything is made."""
+    parser = Parser(
+        prog="idgen synthesize plan",
+        description="Plan who is on which picture, with which attributes, prompt and seed: a Parquet file "
+        "of one row a picture. Edit it as you like; `idgen synthesize --plan FILE` makes what it says.",
+    )
+    parser.add_argument("--people", type=int, metavar="N", help="how many new people")
+    parser.add_argument("--pictures", type=int, metavar="K", help="of each")
+    parser.add_argument(
+        "--like", type=Path, metavar="DATA", help="as many people, and of each as many pictures, as a set has"
+    )
+    parser.add_argument(
+        "--least",
+        type=int,
+        default=1,
+        metavar="K",
+        help="of --like, leave out people with fewer pictures (1)",
+    )
+    parser.add_argument(
+        "--grammar", type=Path, metavar="FILE", help="YAML of attributes, prompts (portraits)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of attributes and pictures (0)")
+    parser.add_argument("--name", default="new", metavar="TEXT", help="begins the names of the people (new)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("plan.parquet"), metavar="FILE", help="(plan.parquet)"
+    )
+    options = parser.parse_args(argv)
+    num_people: int | None = options.people
+    if (options.like is None) == (num_people is None or options.pictures is None):
+        raise ConfigError("a plan takes --people and --pictures, or --like: one of the two")
+    if options.out.exists():
+        raise ConfigError(f"{options.out} exists; choose another --out")
+    _need_pyarrow()
+
+    from idgen.synth.curate import check_grammar
+    from idgen.synth.grammar import read_grammar
+    from idgen.synth.planning import make_plan
+
+    grammar = read_grammar(options.grammar)
+    check_grammar(grammar)
+    sizes = None if options.like is None else _sizes_of(options.like, options.least)
+    plan = make_plan(
+        grammar,
+        len(sizes) if sizes is not None else num_people or 0,
+        options.pictures,
+        options.seed,
+        pictures=sizes,
+        name=options.name,
+    )
+    plan.write(options.out)
+    print(f"{options.out}: {len(plan)} pictures of {plan.num_people} people")
+    for row in plan.summary():
+        print(f"  {row['axis']} {row['value']}: {row['planned']} {row['unit']}")
+    return 0
+
+
+def _sizes_of(path: Path, least: int) -> "np.ndarray":
+    from idgen.synth.export.reading import open_labelled
+    from idgen.synth.planning import histogram_of
+
+    sizes = histogram_of(picture.identity for picture in open_labelled(path).pictures)
+    if not (sizes >= least).any():
+        raise ConfigError(f"nobody in {path} has {least} pictures; the most of one person is {sizes.max()}")
+    return sizes[sizes >= least]
+
+
+def diff_main(argv: Sequence[str]) -> int:
+    """Say what changed from one plan to another; exit code 1 if anything did."""
+    parser = Parser(
+        prog="idgen synthesize diff",
+        description="Compare two plans, picture by picture. Exit code 0: they say the same; 1: they differ.",
+    )
+    parser.add_argument("before", type=Path, metavar="BEFORE", help="plan.parquet")
+    parser.add_argument("after", type=Path, metavar="AFTER", help="the other one")
+    parser.add_argument("--rows", type=int, default=20, metavar="N", help="pictures that are listed (20)")
+    options = parser.parse_args(argv)
+    _need_pyarrow()
+
+    from itertools import islice
+
+    from idgen.synth.plan import Plan
+    from idgen.synth.plan_diff import diff_plans
+
+    found = diff_plans(Plan.read(options.before), Plan.read(options.after))
+    if found.is_empty:
+        print("the plans say the same")
+        return 0
+    num_changed = found.changed.shape[1]
+    print(f"{num_changed} pictures changed, {len(found.added)} added, {len(found.removed)} removed")
+    for name in found.head:
+        print(f"  the metadata differ: {name}")
+    for name, number in found.columns.items():
+        print(f"  {name}: {number} pictures")
+    for change in islice(found.rows(), options.rows):
+        cells = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in change.columns.items())
+        print(f"{change.kind} {change.identity} {change.picture}: {cells}")
+    return 1
 
 
 def export_main(argv: Sequence[str]) -> int:
@@ -178,3 +279,17 @@ def _need_pyarrow() -> None:
         import pyarrow  # noqa: F401
     except ImportError:
         raise ModelNotFoundError('pyarrow is not installed: `pip install "idgen[formats]"`') from None
+
+
+COMMANDS = {
+    "plan": plan_main,
+    "diff": diff_main,
+    "export": export_main,
+    "import": import_main,
+    "check": check_main,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of `COMMANDS`, named by the first word."""
+    return COMMANDS[argv[0]](argv[1:])

@@ -14,6 +14,7 @@ import numpy as np
 
 from idgen import __version__
 from idgen.report.format import number
+from idgen.synth.counts import counts_of_attributes, kept_rows
 from idgen.synth.shards import KEPT
 
 if TYPE_CHECKING:
@@ -23,13 +24,12 @@ NOT_MEASURED = "not measured"
 # Sections of dataset.json that the sheet has a place for; everything else stands under "Further facts".
 MADE_FROM = ("models", "model", "encoders", "encoder_ids", "judge", "detector", "data", "sources", "adapter")
 LICENCES = ("licences", "licence", "licenses", "license")
-SIMILARITY, LEAKAGE, QUOTAS = ("similarity", "separation"), ("leakage", "leakage_audit"), ("quotas",)
-# Text columns of a manifest that are no attributes of pictures.
-NO_ATTRIBUTES = {
-    "identity", "person", "key", "path", "file", "sha256", "source_sha256", "prompt", "negative_prompt",
-    "decision", "reason", "reference",
+RULES, YIELD, QUOTAS = ("rules",), ("yield",), ("quotas",)
+SIMILARITY, DIVERSITY = ("measured", "similarity", "separation"), ("diversity",)
+LEAKAGE, PROVENANCE = ("leakage", "leakage_audit"), ("provenance",)
+PLACED = {
+    *MADE_FROM, *LICENCES, *RULES, *YIELD, *QUOTAS, *SIMILARITY, *DIVERSITY, *LEAKAGE, *PROVENANCE
 }  # fmt: skip
-MAX_VALUES = 40  # of an attribute that is listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +71,19 @@ def datasheet(
         exported: what went out.
         num_shards: that are finished.
     """
-    known = {*MADE_FROM, *LICENCES, *SIMILARITY, *LEAKAGE, *QUOTAS}
-    further = {key: value for key, value in about.items() if key not in known}
+    further = {key: value for key, value in about.items() if key not in PLACED}
     sections = [
         ("What it is", _what(exported, num_shards, about)),
         ("Models and data it was made from", _facts(about, MADE_FROM, "not recorded")),
         ("Licences", _facts(about, LICENCES, "not recorded: ask its maker before you use it")),
-        ("What was planned and what was kept", _decisions(planned)),
+        ("What was planned and what was kept", [*_decisions(planned), "", *_facts(about, YIELD, "")]),
+        ("Rules by which pictures were kept", _facts(about, RULES, "not recorded")),
         ("Quotas", [*_facts(about, QUOTAS, "No goals are on record."), "", *_attributes(planned)]),
         ("Similarity", _similarity(planned, about)),
+        ("Variety", _facts(about, DIVERSITY, NOT_MEASURED)),
         ("Leakage audit", _facts(about, LEAKAGE, NOT_MEASURED)),
         ("Other numbers", _numbers(planned, of_similarity=False) or [NOT_MEASURED]),
-        ("Provenance", _provenance(exported)),
+        ("Provenance", [*_provenance(exported), "", *_facts(about, PROVENANCE, "")]),
         ("Further facts", _facts(further, tuple(further), "none")),
         ("Files", _files()),
     ]
@@ -120,22 +121,11 @@ def _decisions(planned: "pyarrow.Table") -> list[str]:
 
 def _attributes(planned: "pyarrow.Table") -> list[str]:
     """How many pictures of each value were planned, and how many kept."""
-    import pyarrow
-
-    is_kept = np.array(planned["decision"].to_pylist(), dtype=object) == KEPT
-    rows = []
-    for column in planned.schema:
-        if column.name in NO_ATTRIBUTES or not pyarrow.types.is_string(column.type):
-            continue
-        values = planned[column.name].to_pylist()
-        wanted = Counter(value for value in values if value)
-        if not 1 <= len(wanted) <= MAX_VALUES:
-            continue
-        kept = Counter(value for value, here in zip(values, is_kept, strict=True) if value and here)
-        rows += [
-            (column.name, value, f"{count:,}", f"{kept[value]:,}", _share(kept[value], count))
-            for value, count in sorted(wanted.items())
-        ]
+    rows = [
+        (name, value, f"{wanted:,}", f"{kept:,}", _share(kept, wanted))
+        for name, values in counts_of_attributes(planned).items()
+        for value, (wanted, kept) in values.items()
+    ]
     header = ("attribute", "value", "planned", "kept", "reached")
     return _table(header, rows) if rows else ["No attributes are in the manifest."]
 
@@ -143,11 +133,11 @@ def _attributes(planned: "pyarrow.Table") -> list[str]:
 def _similarity(planned: "pyarrow.Table", about: Mapping[str, Any]) -> list[str]:
     within = _numbers(planned, of_similarity=True)
     return [
-        "Within a person, of the kept pictures (cosines, as the manifest has them):",
+        "Of the kept pictures, to the vector that each was conditioned on, as the manifest has it:",
         "",
         *(within or [NOT_MEASURED]),
         "",
-        "Between people:",
+        "Within and between people, and how well pictures of one person are told from those of others:",
         "",
         *_facts(about, SIMILARITY, NOT_MEASURED),
     ]
@@ -157,7 +147,7 @@ def _numbers(planned: "pyarrow.Table", *, of_similarity: bool) -> list[str]:
     """Mean and percentiles of the manifest's columns of real numbers, over the kept pictures."""
     import pyarrow
 
-    is_kept = np.array(planned["decision"].to_pylist(), dtype=object) == KEPT
+    is_kept = kept_rows(planned)
     rows = []
     for column in planned.schema:
         is_wanted = column.name.startswith(("similarity", "cosine")) == of_similarity

@@ -1,0 +1,228 @@
+"""Who makes the shards: this process, one process a device, or the tasks of a Ray cluster.
+
+All of them call `idgen.synth.work.make_shards`, and tell how far they are as it does.
+"""
+
+import multiprocessing
+import re
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from idgen.errors import ConfigError, ModelNotFoundError, WorkerError
+from idgen.opening import choose_device, hide_loading_bars
+from idgen.synth.making import Progress
+from idgen.synth.recipe import Recipe
+from idgen.synth.work import Workshop, make_shards
+
+STOP = None  # instead of the number of a shard
+RAY_RETRIES = 3  # of a shard whose process or node died
+KNOCK_SECONDS = 10
+
+
+def choose_devices(names: Sequence[str]) -> list[str]:
+    """One device for each process; ``auto`` is every GPU, or what `choose_device` finds.
+
+    Raises:
+        ConfigError: if one is unknown, or not there.
+    """
+    if list(names) == ["auto"] and torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [choose_device(name.strip()) for name in names]
+
+
+def local_engine(recipe: Recipe, numbers: Sequence[int], devices: Sequence[str]) -> Iterator[Progress]:
+    """Make shards on this machine: in this process if there is one device, else one process a device.
+
+    Args:
+        recipe: what is made.
+        numbers: of the shards.
+        devices: as in `open_model`; one that is named twice gets two processes.
+
+    Raises:
+        WorkerError: if a process died; what the others could do is done.
+        Exception: whatever went wrong in a process.
+    """
+    if not numbers:
+        return
+    if len(devices) == 1 or len(numbers) == 1:
+        yield from make_shards(Workshop(recipe, devices[0]), iter(numbers))
+        return
+    context = multiprocessing.get_context("spawn")  # what has touched CUDA cannot be forked
+    workers = [_Worker(context, recipe, device) for device in devices[: len(numbers)]]
+    try:
+        yield from _supervise(workers, iter(numbers))
+    finally:
+        for worker in workers:
+            worker.end()
+    dead = [worker for worker in workers if worker.death]
+    if dead:
+        raise WorkerError("; ".join(worker.death for worker in dead))
+
+
+def _supervise(workers: Sequence["_Worker"], numbers: Iterator[int]) -> Iterator[Progress]:
+    """Hand out shards until all are made, or nobody is left to make them."""
+    while alive := [worker for worker in workers if worker.is_working]:
+        ready = wait([worker.connection for worker in alive])
+        for worker in (worker for worker in alive if worker.connection in ready):
+            try:
+                word, value = worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                worker.bury()
+                continue
+            if word == "next":
+                worker.give(next(numbers, STOP))
+            elif word == "failed":
+                raise value
+            elif word == "told":
+                worker.heard(value)
+                yield value
+
+
+class _Worker:
+    """A process with a device, seen from outside."""
+
+    def __init__(self, context: Any, recipe: Recipe, device: str) -> None:  # noqa: ANN401 - SpawnContext
+        self.device, self.open_shards, self.death = device, set[int](), ""
+        self.is_working = True
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs, recipe, device), daemon=True)
+        self.process.start()
+        theirs.close()  # so that their end closes with their process
+
+    def give(self, number: int | None) -> None:
+        """Answer the question for a shard."""
+        if number is not None:
+            self.open_shards.add(number)
+        self.connection.send(number)
+
+    def heard(self, told: Progress) -> None:
+        """Take note of what it has done."""
+        if told.is_done:
+            self.open_shards.discard(told.shard)
+
+    def bury(self) -> None:
+        """Write down how it ended."""
+        self.is_working = False
+        self.process.join()
+        if self.process.exitcode or self.open_shards:
+            shards = ", ".join(f"{number:05d}" for number in sorted(self.open_shards)) or "none"
+            self.death = f"the process on {self.device} died ({_cause(self.process)}) over shards {shards}"
+
+    def end(self) -> None:
+        """Let go of it, whatever it does."""
+        if self.process.is_alive():
+            self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+
+def _cause(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _work(connection: Connection, recipe: Recipe, device: str) -> None:
+    """What the process of a device does; an interrupt is for the process that started it to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hide_loading_bars()
+
+    def numbers() -> Iterator[int]:
+        while True:
+            connection.send(("next", None))
+            number = connection.recv()
+            if number is STOP:
+                return
+            yield number
+
+    try:
+        for told in make_shards(Workshop(recipe, device), numbers()):
+            connection.send(("told", told))
+    except Exception as error:  # said and raised by the process that started this one
+        connection.send(("failed", error))
+
+
+def ray_engine(
+    recipe: Recipe, numbers: Sequence[int], address: str, devices: Sequence[str]
+) -> Iterator[Progress]:
+    """Make shards as tasks of a Ray cluster, whose nodes all see the folder of the dataset under its path.
+
+    A task whose process or node dies is begun again elsewhere, by Ray.
+
+    Args:
+        recipe: what is made.
+        numbers: of the shards.
+        address: of the cluster: ``auto``, or ``ray://HOST:PORT``.
+        devices: one, that a task works on: ``cpu`` or ``cuda``.
+
+    Raises:
+        ModelNotFoundError: if ray is not installed.
+        ConfigError: if no cluster answers.
+        WorkerError: if a task died again and again.
+        Exception: whatever went wrong in a task.
+    """
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise ModelNotFoundError('ray is not installed: `pip install "idgen[ray]"`') from None
+    _knock(address)
+    is_ours = not ray.is_initialized()
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address, str(error).splitlines()[0]) from None
+    device = devices[0]
+    task = ray.remote(num_cpus=1, num_gpus=int(device.startswith("cuda")), max_retries=RAY_RETRIES)(
+        _shard_task
+    )
+    waiting = {task.remote(recipe, number, device): number for number in numbers}
+    try:
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            number = waiting.pop(done[0])
+            try:
+                yield from ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            except ray.exceptions.RayError as error:
+                raise WorkerError(f"shard {number:05d} was not made: {str(error).splitlines()[0]}") from None
+    finally:
+        for task_left in waiting:
+            ray.cancel(task_left, force=True)
+        if is_ours:
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Try an address before Ray does, which takes minutes to give up and then ends the process."""
+    if address == "auto":
+        return
+    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d{1,5})", address)
+    if found is None:
+        raise ConfigError(f"--ray-address is auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, error.strerror or str(error)) from None
+
+
+def _no_cluster(address: str, why: str) -> ConfigError:
+    return ConfigError(f"no Ray cluster answers at {address}: {why}; `ray start --head` starts one")
+
+
+_opened: dict[tuple[str, str], Workshop] = {}  # in the process of a task, which later tasks find again
+
+
+def _shard_task(recipe: Recipe, number: int, device: str) -> list[Progress]:
+    key = (repr(recipe), device)
+    if key not in _opened:
+        _opened.clear()
+        hide_loading_bars()
+        _opened[key] = Workshop(recipe, device)
+    return list(make_shards(_opened[key], iter([number])))

@@ -1,0 +1,192 @@
+"""The unit of work of `idgen synthesize`: a shard of whole people, made by one process on one device.
+
+`make_shards` is what every engine calls. Drawing goes on while a few threads finish, look at, judge, encode
+and write what was drawn before.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from idgen.blocklist import Blocklist
+from idgen.opening import model_folder, open_kit
+from idgen.provenance import Provenance
+from idgen.synth.curate import Curator, Verdict
+from idgen.synth.embeddings import EMBEDDINGS, write_embeddings
+from idgen.synth.finishing import Finish
+from idgen.synth.galleries import kept_away
+from idgen.synth.looking import Seen
+from idgen.synth.making import Draft, Progress, ShardWork
+from idgen.synth.painting import Painter
+from idgen.synth.plan import Plan
+from idgen.synth.recipe import Recipe
+from idgen.synth.shards import KEPT, write_shard
+from idgen.synth.vectors import VECTORS
+
+PLAN, PEOPLE = "plan.parquet", "people"  # in the folder of a dataset
+AHEAD = 2  # shards open at once: one is drawn while the last pictures of the other are judged
+BACKLOG = 4  # micro-batches that may wait to be looked at
+BLOCKED = "blocked"  # the decision on what the model's own safety checker made black
+
+
+class Workshop:
+    """Everything open that makes pictures on one device.
+
+    Args:
+        recipe: what is made.
+        device: as in `open_model`.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe = recipe
+        self.kit = open_kit(
+            model_folder(recipe.model),
+            adapter=recipe.adapter,
+            encoder=recipe.encoder,
+            judge=recipe.judge,
+            detector=recipe.detector,
+        )
+        self.painter = Painter(recipe, self.kit, device)
+        self.plan = Plan.read(recipe.dataset / PLAN)
+        found = np.load(recipe.dataset / PEOPLE / VECTORS, mmap_mode="r")
+        self.people = found[: self.plan.numbers("person").max() + 1]  # more were found than are planned
+        self.finish = Finish(grammar=self.plan.grammar, kind=recipe.kind, quality=recipe.quality)
+        self.curator = Curator(
+            recipe.rules,
+            detector=self.kit.detector,
+            encoder=self.kit.encoder,
+            judge=self.kit.judge,
+            people=self.people,
+            grammar=self.plan.grammar,
+            real=kept_away(recipe.dataset, recipe.rules, self.kit.encoders),
+            blocklist=Blocklist.load(),
+            allow_unchecked=recipe.allow_unchecked,
+        )
+
+    def shard(self, number: int, pool: Executor) -> ShardWork:
+        """A shard that is to be made."""
+        return ShardWork(
+            number,
+            self.recipe.layout.people(self.plan, number),
+            look=self.look,
+            judge=self.judge,
+            write=self.write,
+            batch_size=self.recipe.layout.batch_size,
+            retries=self.recipe.retries,
+            pool=pool,
+        )
+
+    def draw(self, batch: Sequence[Draft]) -> None:
+        """Make the pictures of a micro-batch."""
+        who = self.people[[draft.plan.person for draft in batch]]
+        made = self.painter.draw([d.plan for d in batch], who, [d.seed for d in batch])
+        for draft, image, is_blocked in zip(batch, *made, strict=True):
+            draft.image, draft.is_blocked = image, is_blocked
+
+    def look(self, batch: Sequence[Draft]) -> None:
+        """Finish the pictures of a micro-batch, and look at them as their readers will."""
+        shown = []
+        for draft in batch:
+            assert draft.image is not None
+            draft.image = self.finish.distorted(draft.image, draft.plan.attributes, draft.seed)
+            shown.append(self.finish.as_read(draft.image, self.record(draft)))
+        for draft, seen in zip(batch, self.curator.look_at(shown), strict=True):
+            draft.seen = seen
+
+    def judge(self, draft: Draft, kept: Sequence[Seen]) -> Verdict:
+        """Decide on a picture."""
+        if draft.is_blocked:
+            return Verdict(decision=BLOCKED, reasons=(BLOCKED,), measures={})
+        assert draft.seen is not None
+        return self.curator.judge(draft.plan, draft.plan.person, draft.seen, kept)
+
+    def write(self, shard: ShardWork) -> None:
+        """Put a shard onto the disk: vectors, pictures and rows, and what says that it is finished."""
+        dataset = self.recipe.dataset
+        vectors = {d.key: d.seen.vectors for d in shard.drafts if d.is_kept and d.seen is not None}
+        facts = {**self.recipe.facts, EMBEDDINGS: write_embeddings(dataset, shard.number, vectors)}
+        write_shard(dataset, shard.number, map(self.row, shard.drafts), facts=facts)
+
+    def row(self, draft: Draft) -> tuple[dict[str, Any], bytes | None]:
+        """A picture's row of the manifest, and its file where it was kept."""
+        assert draft.verdict is not None
+        row = {
+            "identity": draft.plan.identity,
+            "person": draft.plan.person,
+            "picture": draft.plan.picture,
+            "key": draft.key,
+            "decision": draft.verdict.decision,
+            "seed": draft.seed,
+            "attempts": draft.attempt + 1,
+            "rejections": ",".join(draft.rejections),
+            "prompt": draft.plan.prompt,
+            "negative_prompt": draft.plan.negative_prompt,
+            **draft.plan.attributes,
+            **draft.verdict.measures,
+        }
+        if draft.verdict.decision != KEPT:
+            return row, None
+        assert draft.image is not None
+        return row, self.finish.encoded(draft.image, self.record(draft))
+
+    def record(self, draft: Draft) -> Provenance:
+        """What a picture says of itself."""
+        recipe = self.recipe
+        similarity = draft.verdict.measures.get("similarity") if draft.verdict else None
+        return Provenance(
+            prompt=draft.plan.prompt,
+            negative_prompt=draft.plan.negative_prompt,
+            seed=draft.seed,
+            steps=self.painter.steps,
+            guidance_scale=self.painter.guidance,
+            id_scale=recipe.id_scale,
+            model=recipe.model_name,
+            model_hash=recipe.model_hash,
+            adapter_hash=self.kit.adapter.sha256,
+            encoder=self.kit.encoder.id,
+            similarity={self.kit.encoder.id: float(similarity)} if isinstance(similarity, float) else {},
+            created=recipe.created,
+        )
+
+
+def make_shards(workshop: Workshop, numbers: Iterator[int]) -> Iterator[Progress]:
+    """Make shards one after the other, telling how far it is; up to `AHEAD` of them are open at once.
+
+    Args:
+        workshop: where they are made.
+        numbers: of the shards, each asked for when there is room for it.
+
+    Raises:
+        Exception: whatever went wrong, in whichever thread.
+    """
+    open_shards: list[ShardWork] = []
+    with _threads(workshop.recipe.threads) as pool:
+        while True:
+            yield from filter(None, [shard.poll() for shard in open_shards])
+            open_shards = [shard for shard in open_shards if not shard.is_done]
+            ready = next((shard for shard in open_shards if shard.next_batch()), None)
+            if ready is None and len(open_shards) < AHEAD and (number := next(numbers, None)) is not None:
+                ready = workshop.shard(number, pool)
+                open_shards.append(ready)
+            awaited = [future for shard in open_shards for future in shard.awaited]
+            if ready is None and not open_shards:
+                return
+            if ready is None or len(awaited) > BACKLOG:
+                wait(awaited, return_when=FIRST_COMPLETED)
+                continue
+            batch = ready.next_batch()
+            workshop.draw(batch)
+            yield ready.take(batch)
+
+
+@contextmanager
+def _threads(num: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose waiting tasks are dropped when the block is left by an exception."""
+    pool = ThreadPoolExecutor(num, thread_name_prefix="idgen")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
