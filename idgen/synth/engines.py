@@ -167,8 +167,8 @@ def ray_engine(
         Exception: whatever went wrong in a task.
     """
     try:
-        import ray
-        import ray.exceptions
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.exceptions  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ModelNotFoundError('ray is not installed: `pip install "idgen[ray]"`') from None
     _knock(address)
