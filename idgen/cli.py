@@ -36,6 +36,7 @@ COMMANDS = {
         words=("plan", "diff", "export", "import", "check"),
         other="idgen.commands.datasets",
     ),
+    "app": Command("a page in the browser: people, prompts, pictures", "app/main.py"),
     "embed": Command(
         "photos of a person -> an identity file, to be used like a photo", "idgen.commands.embed"
     ),

@@ -36,6 +36,7 @@ STEPS = [
     {"objectives", "recognition"},
     {"pipeline"},
     {"synth", "opening", "tuning"},
+    {"page"},
     {"cli", "commands", "__main__"},
 ]
 STEP_OF = {room: step for step, rooms in enumerate(STEPS) for room in rooms}

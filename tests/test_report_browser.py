@@ -1,5 +1,6 @@
 """A report as a browser shows it: it fits, it is silent, it fetches nothing."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
+        if os.environ.get("IDGEN_NEEDS_BROWSER"):
+            pytest.fail("no Chromium on this machine, and IDGEN_NEEDS_BROWSER is set")
         pytest.skip("no Chromium on this machine: `apt-get install chromium`")
     from playwright.sync_api import sync_playwright
 
