@@ -248,10 +248,13 @@ def connect(
         work, inputs, outcome.parts, api_name=name, api_description=description, concurrency_id="model",
         show_progress="minimal", show_progress_on=outcome.status,
     )  # fmt: skip
-    cancel.click(
-        lambda: message_html("stopped; nothing was kept"), None, outcome.status, cancels=[making],
-        queue=False, api_visibility="private",
-    )  # fmt: skip
+
+    def stopped() -> str:
+        return message_html("stopped; nothing was kept")
+
+    said = {"outputs": outcome.status, "queue": False, "api_visibility": "private"}
+    # said twice: news of a step that was on its way may come after the first time
+    cancel.click(stopped, cancels=[making], **said).then(stopped, **said)
 
 
 # --- the tabs ---------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
-from idgen.errors import IdgenError, StorageError
+from idgen.errors import IdgenError, RunFolderError, StorageError
 
 
 @contextlib.contextmanager
@@ -40,6 +40,26 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise StorageError(f"{path} was not written: {_reason(error)}; nothing was left behind") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO[bytes], busy: str) -> None:
+    """Keep other processes out until the file is closed, or its process killed; POSIX only.
+
+    Args:
+        file: open; it stays as it is.
+        busy: what to say where another process has it.
+
+    Raises:
+        RunFolderError: where that is so.
+    """
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunFolderError(busy) from None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -241,3 +242,54 @@ def person() -> Callable[..., Identity]:
         return Identity.from_vector((vector / vector.norm()).numpy(), encoder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window; where there is none the test skips, or fails where one must be."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        if os.environ.get("IDGEN_NEEDS_BROWSER"):
+            pytest.fail("no Chromium on this machine, and IDGEN_NEEDS_BROWSER is set")
+        pytest.skip("no Chromium on this machine: `apt-get install chromium`")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Photos that people give the page, good ones and others: `paging.Photos`."""
+    from paging import write_photos
+
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def shop() -> Any:
+    """mini in few steps, as the page holds it: `idgen.page.making.Workshop`."""
+    from paging import small_shop
+
+    return small_shop()
+
+
+@pytest.fixture(scope="module")
+def keeping() -> Iterator[Any]:
+    """A private folder of the page: `idgen.page.keeping.Keeping`."""
+    from idgen.page.keeping import private_folder
+
+    with private_folder() as kept:
+        yield kept
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Any]:
+    """The page on a port: `paging.Served`."""
+    from paging import running_page
+
+    with running_page() as page:
+        yield page

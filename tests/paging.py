@@ -92,3 +92,15 @@ def write_photos(folder: Path) -> Photos:
     Image.fromarray(np.full((200, 200, 3), 127, np.uint8)).save(photos.nobody)
     photos.no_picture.write_text("this is no picture")
     return photos
+
+
+def wish(**changes: Any) -> Wish:
+    """One picture in few steps."""
+    return Wish(**{"prompt": "a photo of a woman", "count": 1, "steps": STEPS, "guidance": 3.5, **changes})
+
+
+def made_of(news: Iterator[Progress | list[Made]]) -> list[Made]:
+    """What came last: the pictures."""
+    *_, last = news
+    assert isinstance(last, list)
+    return last

@@ -4,7 +4,6 @@ import stat
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from generating import astronaut
-from paging import STEPS, Photos, made_portraits, small_shop, write_photos
+from paging import STEPS, Photos, made_of, made_portraits, wish
 from PIL import Image, ImageEnhance, ImageFilter
 
 from idgen.blocklist import Blocklist
@@ -22,7 +21,7 @@ from idgen.errors import ConfigError, FaceNotFoundError, IdgenError, ImageError,
 from idgen.faces.photo import face_crop, find_faces
 from idgen.metrics.consistency import measure_likeness
 from idgen.page.callbacks import Callbacks
-from idgen.page.keeping import Keeping, private_folder
+from idgen.page.keeping import Keeping
 from idgen.page.looking import (
     MAX_PHOTOS,
     doubts_about,
@@ -32,39 +31,12 @@ from idgen.page.looking import (
     person_in,
     sharpness,
 )
-from idgen.page.making import Made, Progress, Workshop, clean_latents
+from idgen.page.making import Progress, Workshop, clean_latents
 from idgen.page.markup import caption, framed, photos_html, progress_html, sentence, verdict_html
-from idgen.page.portrait import NO_CONSENT, Wish, packed, read_person
+from idgen.page.portrait import NO_CONSENT, packed, read_person
 from idgen.page.sentences import in_words
 from idgen.provenance import read_provenance
 from idgen.reference import read_reference
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def shop() -> Workshop:
-    return small_shop()
-
-
-@pytest.fixture(scope="module")
-def keeping() -> Iterator[Keeping]:
-    with private_folder() as kept:
-        yield kept
-
-
-def wish(**changes: Any) -> Wish:
-    return Wish(**{"prompt": "a photo of a woman", "count": 1, "steps": STEPS, "guidance": 3.5, **changes})
-
-
-def made_of(news: Iterator[Progress | list[Made]]) -> list[Made]:
-    *_, last = news
-    assert isinstance(last, list)
-    return last
-
 
 # --- looking at photos ------------------------------------------------------------------------------------
 

@@ -1,12 +1,10 @@
 """Edits of people on the page: the code that the command reads, and no trace of it afterwards."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from paging import STEPS, Photos, made_portraits, small_shop, write_photos
+from paging import Photos, made_of, made_portraits, wish
 from PIL import Image
 
 from idgen import mini
@@ -15,37 +13,10 @@ from idgen.editing.editor import open_editor
 from idgen.encoders.wplus import KIND
 from idgen.errors import ConfigError
 from idgen.page.edits import edited, edits_of
-from idgen.page.keeping import Keeping, private_folder
-from idgen.page.making import Made, Progress, Workshop
-from idgen.page.portrait import Wish, read_person
+from idgen.page.keeping import Keeping
+from idgen.page.making import Made, Workshop
+from idgen.page.portrait import read_person
 from idgen.provenance import read_provenance
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def shop() -> Workshop:
-    return small_shop()
-
-
-@pytest.fixture(scope="module")
-def keeping() -> Iterator[Keeping]:
-    with private_folder() as kept:
-        yield kept
-
-
-def wish(**changes: Any) -> Wish:
-    return Wish(**{"prompt": "a photo of a woman", "count": 1, "steps": STEPS, "guidance": 3.5, **changes})
-
-
-def made_of(news: Iterator[Progress | list[Made]]) -> list[Made]:
-    *_, last = news
-    assert isinstance(last, list)
-    return last
-
 
 # --- edits ------------------------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
 """The tabs for several people and for people in between, without a server."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from paging import STEPS, Photos, made_portraits, small_shop, write_photos
+from paging import STEPS, Photos, made_of, made_portraits
 from PIL import Image
 
 from idgen import mini
@@ -24,35 +24,13 @@ from idgen.page.blend import (
     who_they_are,
 )
 from idgen.page.callbacks import Callbacks
-from idgen.page.keeping import Keeping, private_folder
+from idgen.page.keeping import Keeping
 from idgen.page.looking import eyes_for
-from idgen.page.making import Made, Order, Progress, Row, Workshop
+from idgen.page.making import Order, Row, Workshop
 from idgen.page.markup import caption, verdict_html
 from idgen.page.people import Guest, order_for
 from idgen.page.portrait import Wish, read_person
 from idgen.provenance import read_provenance
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def shop() -> Workshop:
-    return small_shop()
-
-
-@pytest.fixture(scope="module")
-def keeping() -> Iterator[Keeping]:
-    with private_folder() as kept:
-        yield kept
-
-
-def made_of(news: Iterator[Progress | list[Made]]) -> list[Made]:
-    *_, last = news
-    assert isinstance(last, list)
-    return last
 
 
 def guests(photos: Photos, *prompts: str) -> list[Guest]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from paging import STEPS, Photos, Served, running_page, write_photos
+from paging import STEPS, Photos, Served, running_page
 
 from idgen.errors import ConfigError
 from idgen.page.guard import MAX_JSON_BYTES
@@ -20,17 +19,6 @@ from idgen.page.serving import Address, free_port, launch_settings, read_users
 from idgen.provenance import read_provenance
 
 API = "/gradio_api"
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with running_page() as page:
-        yield page
 
 
 @pytest.fixture(scope="module")

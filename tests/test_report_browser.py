@@ -1,8 +1,5 @@
 """A report as a browser shows it: it fits, it is silent, it fetches nothing."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +7,6 @@ import pytest
 from reporting import sample_report
 
 from idgen.report.write import write_report
-
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome")
-                 if (path := shutil.which(name))), None)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        if os.environ.get("IDGEN_NEEDS_BROWSER"):
-            pytest.fail("no Chromium on this machine, and IDGEN_NEEDS_BROWSER is set")
-        pytest.skip("no Chromium on this machine: `apt-get install chromium`")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 does. Whatever a stop left half done is noticed at the next start, said, and made again.
 """
 
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from idgen.errors import RunFolderError, StorageError
 from idgen.runs import short_hash
-from idgen.storage import write_json
+from idgen.storage import lock, write_json
 from idgen.synth.dataset import ABOUT
 from idgen.synth.shards import FOLDER, read_shard, shard_file
 
@@ -141,11 +140,11 @@ class DatasetFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / LOCK).open("wb")
+            held = (self.path / LOCK).open("wb")
         except OSError as error:
             raise StorageError(f"cannot write into {self.path}: {error.strerror or error}") from None
-        with lock:
-            _lock(lock, self.path)
+        with held:
+            lock(held, f"another process works in {self.path}; wait for it, or choose another --out")
             for left in self.path.rglob(TEMPORARY):
                 left.unlink()
             yield
@@ -179,20 +178,6 @@ class DatasetFolder:
         """
         self.about = {**json.loads((self.path / ABOUT).read_text(encoding="utf-8")), "finished": True}
         write_json(self.path / ABOUT, self.about)
-
-
-def _lock(file: io.IOBase, path: Path) -> None:
-    """Keep other processes out until the file is closed, or its process killed; POSIX only."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunFolderError(
-            f"another process works in {path}; wait for it, or choose another --out"
-        ) from None
 
 
 def _now() -> str:

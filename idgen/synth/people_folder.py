@@ -19,6 +19,7 @@ import numpy as np
 
 from idgen.errors import IdgenError, RunFolderError, StorageError
 from idgen.runs import keep_settings
+from idgen.storage import lock
 from idgen.synth.vectors import SETTINGS, VECTORS
 
 CHUNKS = "chunks.jsonl"
@@ -43,7 +44,10 @@ class PeopleFolder:
         _keep(path, settings)
         self._chunks = _open(path / CHUNKS)
         try:
-            _lock(self._chunks, path)
+            lock(
+                self._chunks,
+                f"another process is finding people in {path}; wait for it, or choose another folder",
+            )
             self._vectors = _open(path / VECTORS)
         except BaseException:
             self._chunks.close()
@@ -139,20 +143,6 @@ def _write(file: io.FileIO, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
-
-
-def _lock(file: io.FileIO, path: Path) -> None:
-    """Keep other processes out until the file is closed, or its process killed; POSIX only."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunFolderError(
-            f"another process is finding people in {path}; wait for it, or choose another folder"
-        ) from None
 
 
 def _npy_head(num: int, dim: int) -> bytes:

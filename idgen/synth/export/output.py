@@ -5,9 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from idgen.errors import IdgenError, RunFolderError, StorageError
+from idgen.storage import lock
 
 MARK = ".idgen-partial"  # in a folder that may be thrown away
 
@@ -35,7 +35,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise StorageError(f"cannot make the folder {partial}: {error.strerror or error}") from None
     try:
         with mark:
-            _lock(mark, partial)
+            lock(mark, _busy(partial))
             yield partial
             (partial / MARK).unlink()
         if os.name == "posix":
@@ -60,18 +60,8 @@ def _check_free(out: Path, partial: Path) -> None:
         raise RunFolderError(f"{partial} exists and is not of idgen; remove it, or choose another --out")
     if partial.exists():
         with (partial / MARK).open("rb") as mark:
-            _lock(mark, partial)
+            lock(mark, _busy(partial))
 
 
-def _lock(mark: BinaryIO, partial: Path) -> None:
-    """Keep other processes out until the file is closed, or its process killed; POSIX only."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunFolderError(
-            f"another process is filling {partial}; wait for it, or choose another --out"
-        ) from None
+def _busy(partial: Path) -> str:
+    return f"another process is filling {partial}; wait for it, or choose another --out"
