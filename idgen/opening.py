@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from diffusers.utils.peft_utils import set_weights_and_activate_adapters
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from idgen import mini
 from idgen.adapters.checkpoint import AdapterFile, read_face_adapter
 from idgen.encoders.arcface import load_encoder
 from idgen.encoders.base import FaceEncoder
-from idgen.errors import ConfigError, EncoderMismatchError, ModelNotFoundError
+from idgen.errors import ConfigError, EncoderMismatchError, ModelNotFoundError, WeightsError
 from idgen.faces.detect import Detector, load_detector
 from idgen.identity import Identity
 from idgen.pipeline import ADAPTER_FOLDER, IDPipeline, IDPipelineXL, open_pipeline
@@ -178,6 +182,62 @@ def open_model(
         pipe = open_pipeline(folder, torch_dtype=getattr(torch, precision))
     pipe.load_adapter(adapter)
     return pipe.to(device)
+
+
+def find_lora(path: Path) -> Path:
+    """The file of a LoRA: itself, or the one that `idgen train lora` leaves in its folder.
+
+    Raises:
+        ModelNotFoundError: if there is none.
+        WeightsError: if it is no safetensors file.
+    """
+    file = path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path
+    if not file.is_file():
+        raise ModelNotFoundError(f"no LoRA: there is no file {file}")
+    if file.suffix != ".safetensors":
+        raise WeightsError(
+            f"{file.name} is no safetensors file; other formats can hold code, and no LoRA is read from them"
+        )
+    return file
+
+
+def put_lora(pipe: IDPipeline | IDPipelineXL, path: Path, scale: float = 1.0) -> None:
+    """Put a LoRA on a model that may have an adapter already.
+
+    Args:
+        pipe: the model.
+        path: as in `find_lora`; with the names of diffusers, peft or kohya.
+        scale: what its update of the weights is multiplied by.
+
+    Raises:
+        ModelNotFoundError: if there is none.
+        WeightsError: if the file is damaged, holds no LoRA, or one for another base.
+    """
+    file = find_lora(path)
+    try:
+        stored = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is damaged: {error}") from None
+    if not any("lora" in name for name in stored):
+        raise WeightsError(f"{file} holds no LoRA; adapters are given with --adapter")
+    if not all(value.isfinite().all() for value in stored.values()):
+        raise WeightsError(f"{file} holds numbers that are not finite; it is damaged")
+    other = f"{file} is a LoRA for another base than this {type(pipe.unet).__name__}"
+    try:
+        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="lora")
+    except (
+        ValueError,
+        RuntimeError,
+        KeyError,
+    ) as error:  # what diffusers and peft raise for names and shapes
+        raise WeightsError(f"{other}: {str(error).strip()[:200]}") from None
+    parts = [part for part, names in pipe.get_list_adapters().items() if "lora" in names]
+    if not parts:
+        raise WeightsError(f"{other}: no layer of it is named there")
+    for (
+        part
+    ) in parts:  # pipe.set_adapters cannot count the layers of a UNet with another number in each block
+        set_weights_and_activate_adapters(getattr(pipe, part), ["lora"], [scale])
 
 
 def choose_device(asked: str) -> str:

@@ -55,6 +55,7 @@ class Provenance:
         model: name or hub id of the base model; of a path only the last part, since folders name people.
         model_hash: sha256 of the base model's weights.
         adapter_hash: sha256 of the adapter file, where there is one.
+        lora_hash: sha256 of the LoRA file, where there is one.
         encoder: which encoder described the person, as ``name@sha256[:12]``.
         edit: how the person was edited, "smile=+2", where that was done.
         similarity: measured cosine to the reference, by encoder.
@@ -71,6 +72,7 @@ class Provenance:
     model: str
     model_hash: str
     adapter_hash: str | None = None
+    lora_hash: str | None = None
     encoder: str | None = None
     edit: str | None = None
     similarity: dict[str, float] = field(default_factory=dict)

@@ -34,7 +34,7 @@ HOME = Path("runs")  # where runs go without --out
 # of the settings: paths, since what they lead to is recorded, and what decides no picture
 NOT_IN_RECORD = (
     *("face", "model", "adapter", "encoder", "judge", "detector", "directions", "wplus", "wplus_adapter"),
-    *("allow_unchecked", "out"),
+    *("lora", "allow_unchecked", "out"),
 )
 
 
@@ -61,6 +61,8 @@ class GenerateConfig:
     size: str | None = None
     model: str = "mini"
     adapter: Path | None = None
+    lora: Path | None = None  # file, or folder of `idgen train lora`
+    lora_scale: float = 1.0
     encoder: str | None = None
     judge: str | None = None
     detector: str = "mini"
@@ -85,6 +87,7 @@ class GenerateConfig:
         _check("--guidance", self.guidance, 0, 100)
         _check("--id-guidance", self.id_guidance, 0, 100)
         _check("--wplus-scale", self.wplus_scale, 0, 10)
+        _check("--lora-scale", self.lora_scale, -10, 10)
         _check("--batch-size", self.batch_size, 1, 1024)
         if self.directions is not None and self.edit is None:
             raise ConfigError("--directions says what can be edited; say what is, as in --edit smile=+2")
@@ -125,6 +128,8 @@ OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--size", str, "WxH", "pixels, 512 or 512x768 (what the model was trained for)"),
     ("--model", str, "NAME", "mini, a diffusers folder, or OWNER/NAME of the Hugging Face hub (mini)"),
     ("--adapter", Path, "FILE", "IP-Adapter FaceID file (the one that came with the model)"),
+    ("--lora", Path, "FILE", "LoRA of this base, or the folder of `idgen train lora` (none)"),
+    ("--lora-scale", float, "S", "its strength (1)"),
     ("--encoder", str, "SPEC", "mini, an insightface pack or an ONNX file (the one that the adapter names)"),
     ("--judge", str, "SPEC", "a second encoder, that only measures similarity (the embedded one)"),
     ("--detector", str, "SPEC", "mini, yunet:FILE, scrfd:FILE or an insightface pack (mini)"),
@@ -159,38 +164,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_command(argv)
     check_files(config)
     with quick_imports():
-        from idgen.opening import (
-            choose_device,
-            hide_loading_bars,
-            model_folder,
-            open_kit,
-            open_model,
-        )  # seconds
+        from idgen import opening  # seconds
         from idgen.report.portraits import describe_edits, summary, write_sheet
 
-    hide_loading_bars()
-    device = choose_device(config.device)
-    folder = model_folder(config.model)
-    kit = open_kit(
-        folder,
-        adapter=config.adapter,
-        encoder=config.encoder,
-        judge=config.judge,
-        detector=config.detector,
-        faces=config.face,
-    )
+    opening.hide_loading_bars()
+    device = opening.choose_device(config.device)
+    folder = opening.model_folder(config.model)
+    kit = opening.open_kit(
+        folder, adapter=config.adapter, encoder=config.encoder, judge=config.judge,
+        detector=config.detector, faces=config.face,
+    )  # fmt: skip
     editor = read_editor(config, folder)
     reference = read_person(config, kit)
 
     command = describe_command(config, kit, editor, model_sha256(folder))
     run = PictureRun(config.out or default_folder(HOME, config.prompt, command), command, config.count)
     if not run.is_finished:
-        pipe = open_model(folder, kit.adapter, device=device, precision=config.precision)
+        pipe = opening.open_model(folder, kit.adapter, device=device, precision=config.precision)
         pipe.set_progress_bar_config(disable=True)  # one bar for the whole run instead
         settings = resolve(config, pipe)
         identity, effects = who_is_drawn(config, kit, editor, reference)
         if editor is not None:
             pipe.load_adapter(editor.adapter)
+        if config.lora is not None:
+            opening.put_lora(pipe, config.lora, config.lora_scale)
         run.start(describe_run(settings, folder, reference) | {"edits": list(map(asdict, effects))})
         with run.saying_how_far():
             make_pictures(pipe, settings, kit, reference, identity, run)
@@ -232,12 +229,9 @@ def read_editor(config: GenerateConfig, model: Path) -> "Editor | None":
     from idgen.editing.editor import open_editor
 
     return open_editor(
-        model,
-        edit=config.edit,
-        wplus=config.wplus,
-        adapter=config.wplus_adapter,
-        directions=config.directions,
-    )
+        model, edit=config.edit, wplus=config.wplus,
+        adapter=config.wplus_adapter, directions=config.directions,
+    )  # fmt: skip
 
 
 def who_is_drawn(
@@ -257,6 +251,8 @@ def describe_command(
     config: GenerateConfig, kit: "Kit", editor: "Editor | None", model_hash: str
 ) -> dict[str, Any]:
     """All that decides the pictures, as plain data. Of the photos only their hashes: these name nobody."""
+    from idgen.opening import find_lora
+
     settings = asdict(config)
     for option in NOT_IN_RECORD:
         del settings[option]  # what they lead to follows
@@ -268,6 +264,10 @@ def describe_command(
             "wplus_adapter": editor.adapter.sha256,
             "directions": editor.directions_sha256,
         }
+    if config.lora is None:
+        del settings["lora_scale"]
+    else:
+        settings["lora"] = file_sha256(find_lora(config.lora))
     return {
         **settings,
         "photos": [file_sha256(path) for path in config.face],
@@ -387,6 +387,7 @@ def provenance(
         model=run.details["model"],
         model_hash=run.command["model"],
         adapter_hash=kit.adapter.sha256,
+        lora_hash=run.command.get("lora"),
         encoder=kit.encoder.id,
         edit=settings.edit,
         similarity=likeness.similarity,

@@ -10,6 +10,7 @@ import onnx
 import torch
 from conftest import tiny_scheduler, tiny_text_config, tiny_unet, tiny_vae
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from skimage import data
@@ -19,6 +20,7 @@ from idgen.adapters.card import AdapterCard
 from idgen.adapters.checkpoint import write_adapter
 from idgen.adapters.install import IDAdapter
 from idgen.encoders.arcface import load_encoder
+from idgen.tuning.lora import WEIGHTS_NAME, LoraSettings, add_lora, write_lora
 
 ENCODER_DIM = 64
 
@@ -83,6 +85,18 @@ def build_world(root: Path, tokenizer: CLIPTokenizer) -> World:
 def astronaut() -> Image.Image:
     """Eileen Collins, photographed by NASA: the one real person in these tests."""
     return Image.fromarray(data.astronaut())
+
+
+def write_a_lora(world: World, folder: Path, model: str = "sd") -> Path:
+    """The file of a LoRA for one of the models, as training writes it, with random weights."""
+    unet = UNet2DConditionModel.from_pretrained(world.root / model / "unet")
+    settings = LoraSettings()
+    trained = add_lora(unet, settings, seed=0)
+    for value in trained.values():
+        torch.nn.init.normal_(value, std=0.5, generator=torch.Generator().manual_seed(0))
+    folder.mkdir(parents=True)
+    write_lora(unet, settings, folder)
+    return folder / WEIGHTS_NAME
 
 
 _SDXL_UNET: dict[str, object] = {

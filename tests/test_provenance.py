@@ -70,7 +70,7 @@ def test_a_record_has_no_place_for_the_reference(tmp_path: Path) -> None:
     names = {f.name for f in fields(Provenance)}
     assert names == {
         "prompt", "negative_prompt", "seed", "steps", "guidance_scale", "id_scale", "model", "model_hash",
-        "adapter_hash", "encoder", "edit", "similarity", "idgen_version", "created",
+        "adapter_hash", "lora_hash", "encoder", "edit", "similarity", "idgen_version", "created",
     }  # fmt: skip
     reference = picture()
     exif = Image.Exif()
