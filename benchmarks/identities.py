@@ -2,15 +2,21 @@
 
     python benchmarks/identities.py                                # 100,000 people, both ways at up to 20,000
     python benchmarks/identities.py --people 5000 --both 1000 2000
+    python benchmarks/identities.py --people 300000 --both 5000 10000 --out people   # killed, it goes on
 
 The usual way: one candidate at a time, compared with everybody accepted so far, who stand in an array that
 is made anew with one row more. Both ways get the same candidates, and must accept the same people. The usual
 way is measured at the smaller numbers; its time at the largest is extrapolated from the last two, and marked.
+The largest number also counts the processor's seconds, and how much memory the process came to hold, beside
+what `memory_bytes` says beforehand. With --out the people lie on the disk, and are written as they are found.
 """
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -37,10 +43,16 @@ def by_appending(people: UniformSphere, num: int, max_cosine: float) -> np.ndarr
     return kept
 
 
-def by_idgen(people: UniformSphere, num: int, max_cosine: float) -> np.ndarray:
+def by_idgen(people: UniformSphere, num: int, max_cosine: float, out: Path | None = None) -> np.ndarray:
     """Chunks of candidates against blocks of those accepted."""
     with tqdm(total=num, desc=f"idgen, {num:,}", unit="person", disable=None) as bar:
-        return separated_people(people, num, max_cosine=max_cosine, advance=bar.update)
+        return separated_people(people, num, max_cosine=max_cosine, out=out, advance=bar.update)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def extrapolated(seconds: dict[int, float], num: int) -> tuple[float, float]:
@@ -57,15 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--both", type=int, nargs="+", default=[5_000, 10_000, 20_000], help="of both ways")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--max-cosine", type=float, default=0.3)
+    parser.add_argument(
+        "--out", type=Path, help="folder of the --people; one that is found there is filled up"
+    )
     options = parser.parse_args(argv)
     source = UniformSphere(encoder="drawn@000000000000", dim=options.dim)
     by_idgen(source, 300, options.max_cosine)  # first calls are not what is measured
     ours: dict[int, float] = {}
     usual: dict[int, float] = {}
+    before, processor = 0, 0.0
     for num in sorted({*options.both, options.people}):
-        start = time.perf_counter()
-        found = by_idgen(source, num, options.max_cosine)
-        ours[num] = time.perf_counter() - start
+        before, start, processor = peak_bytes(), time.perf_counter(), time.process_time()
+        found = by_idgen(source, num, options.max_cosine, options.out if num == options.people else None)
+        ours[num], processor = time.perf_counter() - start, time.process_time() - processor
         if num in options.both:
             start = time.perf_counter()
             same = by_appending(source, num, options.max_cosine)
@@ -74,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise MeasureError(f"the two ways accept different people at {num:,}")
     memory_gb = memory_bytes(options.people, options.dim) / 1e9
     print(f"{options.dim}-d, every cosine below {options.max_cosine:g}; {options.people:,} people need "
-          f"{memory_gb:.2f} GB\n")  # fmt: skip
+          f"{memory_gb:.2f} GB, by `memory_bytes`; the process came to hold "
+          f"{(peak_bytes() - before) / 1e9:.2f} GB more than it had held before; the last number took "
+          f"{processor:.0f} processor seconds\n")  # fmt: skip
     print("| people | idgen, seconds | usual way, seconds | ratio |\n| --- | --- | --- | --- |")
     for num, seconds in ours.items():
         if num in usual:

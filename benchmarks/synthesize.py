@@ -100,10 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, rate in zip(rates, (bare(shop, num_pictures), whole(shop)), strict=True):
                 rates[name].append(rate)
     alone, everything = (statistics.median(values) for values in rates.values())
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, "
-        f"{shop.painter.pipe.device}"
-    )
+    with shop.painter.turn() as pipe:
+        device = pipe.device
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {device}")
     print(f"{num_pictures} pictures of {shop.painter.steps} steps, {shop.recipe.layout.batch_size} at once\n")
     print("| road | pictures a second |\n| --- | --- |")
     for name, value in zip(rates, (alone, everything), strict=True):

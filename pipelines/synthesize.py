@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = describe_recipe(config, kit, layout, dataset, model, len(devices))
         print("\n".join(estimate(recipe, kit, plan, dataset, devices)))
         return 0
-    with dataset.locked(), saying_how_far(dataset):
+    with dataset.locked(), saying_how_far(dataset, layout, plan):
         dataset.start(describe_origin(config, kit, plan, model))
         real = embed_galleries(
             config.gallery, config.out, kit.detector, kit.encoders, aligned=config.galleries_aligned
@@ -376,17 +376,21 @@ def make(
 
 
 @contextmanager
-def saying_how_far(dataset: "DatasetFolder") -> "Iterator[None]":
+def saying_how_far(dataset: "DatasetFolder", layout: "Layout", plan: "Plan") -> "Iterator[None]":
     """A block in which Ctrl-C, a full disk and a process that died say what is there, and how to go on."""
+    from idgen.synth.shards import DamagedShardError
+
     try:
         yield
     except (KeyboardInterrupt, StorageError, WorkerError) as error:
-        done = dataset.num_shards - len(dataset.missing())
-        how = f"the same command goes on ({done} of {dataset.num_shards} shards are there)"
+        said = dataset.give_up(error) if isinstance(error, DamagedShardError) else str(error)
+        left = layout.num_pictures(plan, dataset.missing())
+        how = dataset.how_to_go_on(error, left, most_bytes=3 * layout.width * layout.height)
         if isinstance(error, KeyboardInterrupt):
             print(f"idgen: {how}", file=sys.stderr)
             raise
-        raise type(error)(f"{error}; {how}") from None
+        kind = WorkerError if isinstance(error, WorkerError) else StorageError
+        raise kind(f"{said}; {how}") from None
 
 
 if __name__ == "__main__":

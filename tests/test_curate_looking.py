@@ -19,7 +19,7 @@ from idgen.faces.photo import choose_face, face_crop, find_faces
 from idgen.faces.smile import SIDE_PX, SmileNet, small_grey, smile_net
 from idgen.pixels import to_tensor
 from idgen.synth.grammar import Grammar, grammar_from
-from idgen.synth.looking import Onlooker, Seen, cosine, highest_cosine, thumbnail, two_nearest
+from idgen.synth.looking import Onlooker, Seen, cosine, highest_cosine, two_nearest
 from idgen.synth.probes import PROBES, FoundFace, check_probes
 from idgen.synth.separation import RealPeople
 
@@ -82,15 +82,6 @@ def test_other_faces_change_nothing() -> None:
 
 
 # --- what is measured -------------------------------------------------------------------------------------
-
-
-def test_thumbnails_multiply_to_the_correlation_of_small_pictures() -> None:
-    one, two = close_up(), close_up(150)
-    grey = [
-        np.asarray(p.convert("L").resize((32, 32), Image.Resampling.BOX), float).ravel() for p in (one, two)
-    ]
-    assert thumbnail(one) @ thumbnail(two) == pytest.approx(np.corrcoef(grey)[0, 1], abs=1e-6)
-    assert not thumbnail(Image.new("RGB", (64, 64), "grey")).any()
 
 
 def found_face(picture: Image.Image) -> FoundFace:

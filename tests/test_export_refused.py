@@ -113,7 +113,7 @@ def test_check_lists_what_is_damaged(made: Path, tmp_path: Path, capsys: pytest.
         check_main([str(out)])
     tar = made / "shards" / "00001.tar"
     tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"IDAS", 1))
-    with pytest.raises(StorageError, match="made is damaged: 1 problems"):
+    with pytest.raises(StorageError, match="made is damaged: 1 problem, "):
         check_main([str(made)])
     assert "shard 00001 of" in capsys.readouterr().out
 

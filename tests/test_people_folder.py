@@ -179,7 +179,7 @@ except StorageError as error:
     out = tmp_path / "people"
     done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
     kept = len(np.load(out / VECTORS))
-    assert f"cannot be written: File too large; the {kept} people in it stay" in done.stdout
+    assert f"cannot be written: File too large; {kept:,} people in it stay" in done.stdout
     assert 0 < kept < 900
     np.testing.assert_array_equal(
         separated_people(SOURCE, 900, max_cosine=LIMIT, out=out),

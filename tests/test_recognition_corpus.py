@@ -125,7 +125,7 @@ def test_equal_names_in_two_datasets_are_two_people(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     alone = folder_of(tmp_path / "alone", {"x": [noise(0, 112), noise(1, 112)]})
-    with pytest.raises(ConfigError, match="shows 1 person; two are needed to compare"):
+    with pytest.raises(ConfigError, match="shows one person; two are needed to compare"):
         read_sources([alone])
     with pytest.raises(ImageError, match="no such folder or Parquet file"):
         read_sources([tmp_path / "nothing"])
@@ -143,7 +143,7 @@ def test_singles_are_left_out() -> None:
     kept = choose(table_of(COUNTS), Choice(leave_out_singles=True))
     assert Counter(kept.identities) == {"a": 5, "c": 8, "d": 2}
     assert [int(image[0, 0, 0]) for image in kept.images] == [*range(5), *range(6, 16)]
-    with pytest.raises(ConfigError, match="0 people are left to train on"):
+    with pytest.raises(ConfigError, match="people left to train on: 0; two are needed"):
         choose(table_of({"a": 1, "b": 1}), Choice(leave_out_singles=True))
 
 

@@ -1,10 +1,12 @@
 """`idgen synthesize` killed anywhere, any number of times, or on a full disk: it ends with the same bytes."""
 
 import contextlib
+import json
 import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -157,7 +159,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     out = tmp_path / "dataset"
     with files_of_at_most(10_000):
         assert main(command(out)) == 2
-    assert "people cannot be written: File too large; the 0 people in it stay" in capsys.readouterr().err
+    assert "people cannot be written: File too large; 0 people in it stay" in capsys.readouterr().err
     assert forked(command(out), Assassin("before", "00000.tar")) == -signal.SIGKILL
     largest = max(len(data) for name, data in whole.items() if name.endswith(".tar"))
     with files_of_at_most(largest - 1):
@@ -165,9 +167,29 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         r"idgen: \S+\.tar was not written: File too large; nothing was left behind; the same command goes on "
-        r"\(. of 3 shards are there\)",
+        r"\(. of 3 shards (is|are) there\)",
         said,
     ), said
     assert not list(out.rglob(".idgen-*"))
     assert main(command(out)) == 0
     assert contents(out) == whole
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet", "safetensors"])
+def test_damage_that_only_checksums_tell_is_said_and_the_next_run_repairs_it(
+    whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    """Killed between the last shard and the findings, which read everything; the file kept its size."""
+    out = tmp_path / "dataset"
+    shutil.copytree(whole_dataset(), out)
+    (out / "dataset.json").write_text(json.dumps({**about(out), "finished": False}))
+    file = out / "shards" / f"00001.{suffix}"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    assert main(command(out)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"idgen: shard 00001 of {out} is damaged: ")
+    assert said.endswith("; it is made again next time; the same command goes on (2 of 3 shards are there)")
+    assert not (out / "shards" / "00001.json").exists()
+    assert main(command(out)) == 0
+    shards = {name: data for name, data in contents(out).items() if name.startswith("shards/")}
+    assert shards == {name: data for name, data in whole.items() if name.startswith("shards/")}

@@ -112,9 +112,23 @@ def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
             "drops are shares of the steps, in (0, 1), for schedule: steps alone; got [0.5] and",
         ),
         (["start=nothing.onnx"], "nothing.onnx is a finished graph, which cannot be trained"),
-        (["pairs=nothing.csv"], "no such file: nothing.csv"),
+        (["pairs=nothing.csv", "pairs_pictures=x"], "no such file: nothing.csv"),
         (["match_histogram=nothing"], "no such "),
         (["erase_share=2.0"], "erase_share must be in [0, 1], got 2.0"),
+        (["adam_rate=.nan"], "adam_rate must be positive and finite, got nan"),
+        (["muon_rate=.inf"], "muon_rate must be positive and finite, got inf"),
+        (["sgd_rate=0.0"], "sgd_rate must be positive and finite, got 0.0"),
+        (["weight_decay=-0.1"], "weight_decay must be from 0 up and finite, got -0.1"),
+        (["warmup_steps=-1"], "warmup_steps must be from 0 up and finite, got -1"),
+        (["seed=-1"], "seed must be from 0 to 8796093022207, got -1"),
+        (["seed=8796093022208"], "seed must be from 0 to 8796093022207, got 8796093022208"),
+        (["clip=.nan"], "clip must be positive"),
+        (
+            ["pairs_pictures=x"],
+            "pairs_pictures says where the pictures of pairs lie: give both, or pairs alone",
+        ),
+        (["pairs=nothing.csv"], "pairs_pictures says where the pictures of pairs lie: give both"),
+        (["pairs=nothing.bin", "pairs_pictures=x"], "pairs_pictures says where the pictures of pairs lie"),
         (["steps=0"], "steps must be at least 1, got 0"),
         (["epochs=0"], "epochs must be at least 1, got 0"),
         (["haed=arcface"], "config.haed is not a setting; did you mean 'head'?"),
@@ -141,6 +155,23 @@ def test_data_that_cannot_be_used_is_refused(
     few = write_table(tmp_path / "few.parquet", *people(20, 2))
     assert refusal(capsys, arguments(few, tmp_path / "few")) == (
         "at least 10 people have to be held out to choose on, got 2"
+    )
+    twice = refusal(capsys, arguments(faces, out, f"data=[{faces},{faces}]")[2:])
+    assert twice == f"data names {faces} twice; each of its people would count as two"
+    images, names = people(4, 1)
+    small = [pixels[:48, :64] for pixels in images]
+    faceless = write_table(tmp_path / "faceless.parquet", small, names)
+    assert (
+        refusal(capsys, arguments(faceless, tmp_path / "faceless"))
+        .splitlines()[-1]
+        .endswith(
+            "no face was found in any of 4 pictures; crops of faces that are aligned already have 112 x 112 "
+            "pixels, or 128 x 128 with 8 around the crop"
+        )
+    )
+    alone = write_table(tmp_path / "alone.parquet", images, ["x"] * 4)
+    assert refusal(capsys, arguments(alone, tmp_path / "alone")) == (
+        f"{alone} shows one person; two are needed to compare"
     )
     images, names = people(100, 1)
     single = write_table(tmp_path / "single.parquet", images, names)
@@ -180,6 +211,27 @@ def test_a_folder_with_another_run_is_refused(
     (tmp_path / "run" / "config.yaml").write_text("steps: 1\n")
     said = refusal(capsys, arguments(faces, tmp_path / "run"))
     assert "holds a run with other settings" in said
+
+
+def test_a_run_does_not_go_on_with_other_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, names = people(100, 2)
+    faces, out = write_table(tmp_path / "faces.parquet", images, names), tmp_path / "run"
+    assert main(["train", "recognizer", *arguments(faces, out)]) == 0
+    before = (out / "data.json").read_bytes()
+    write_table(faces, images[:190], names[:190])
+    assert refusal(capsys, arguments(faces, out)) == (
+        f"{out} was begun with other pictures (pictures: 180 there, 170 now; people: 90 there, 85 now); "
+        "choose another --out, or give the data of that run to go on with it"
+    )
+    write_table(faces, [*images[:-1], images[0]], names)  # as many, and one is another
+    assert "was begun with other pictures (sha256: " in refusal(capsys, arguments(faces, out))
+    assert (out / "data.json").read_bytes() == before
+    write_table(faces, images, names)
+    assert main(["train", "recognizer", *arguments(faces, out)]) == 0
+    (out / "data.json").write_text("{")
+    assert refusal(capsys, arguments(faces, out)) == (
+        f"{out / 'data.json'} cannot be read, so nobody knows the data; choose another --out"
+    )
 
 
 @pytest.mark.parametrize("preset", ["judge", "recognizer", "arcface_r50"])

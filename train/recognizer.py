@@ -13,6 +13,7 @@ recogniser that conditions. Goes on from the last checkpoint in the run folder; 
 alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,13 +34,13 @@ from idgen.data.views import ViewConfig, degrade, erase, jittered_views
 from idgen.encoders.arcface import onnx_encoder
 from idgen.errors import ConfigError, TrainingError
 from idgen.pixels import to_pixel_values
-from idgen.recognition.corpus import Choice, choose, histogram_of, labelled_faces, read_sources
+from idgen.recognition.corpus import Choice, choose, histogram_of, keep_data, labelled_faces, read_sources
 from idgen.recognition.export import Stored, export_recogniser, export_similarity
 from idgen.recognition.heads import build_head
 from idgen.recognition.networks import build_backbone, read_backbone, write_backbone
 from idgen.recognition.optimize import Schedule, muon_and_adam, rate_share, sgd
 from idgen.recognition.partial import PartialHead
-from idgen.recognition.squeeze import mirrored_mean
+from idgen.recognition.squeeze import Mirrored
 from idgen.recognition.validation import embed_rows, held_out_accuracy, held_out_pairs, verify_pairs
 from idgen.storage import write_json
 from idgen.synth.export.reading import open_labelled
@@ -51,6 +52,8 @@ from idgen.training import (
     reduced_precision,
     step_generator,
 )
+
+MAX_SEED = 2**43  # a seed times 1,000,003 is still one that torch takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,12 @@ class RecognizerConfig:
         for name in ("erase_share", "margin_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("muon_rate", "adam_rate", "sgd_rate", "weight_decay", "sgd_decay", "warmup_steps"):
+            value, least = getattr(self, name), "positive" if name.endswith("_rate") else "from 0 up"
+            if not 0 <= value < math.inf or (least == "positive" and not value):
+                raise ConfigError(f"{name} must be {least} and finite, got {value}")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ConfigError(f"seed must be from 0 to {MAX_SEED - 1}, got {self.seed}")
         if (self.schedule == "steps") != bool(self.drops) or not all(0 < drop < 1 for drop in self.drops):
             raise ConfigError(
                 "drops are shares of the steps, in (0, 1), for schedule: steps alone; "
@@ -124,8 +133,14 @@ class RecognizerConfig:
             )
         if not 0 <= self.ema_decay < 1 or not 0 <= self.sgd_momentum < 1:
             raise ConfigError("ema_decay and sgd_momentum must be in [0, 1)")
-        if (self.clip is not None and self.clip <= 0) or self.num_threads < 1:
+        if (self.clip is not None and not 0 < self.clip < math.inf) or self.num_threads < 1:
             raise ConfigError("clip must be positive and num_threads at least 1")
+        has_pictures = self.pairs is not None and self.pairs.suffix == ".bin"  # of insightface: holds them
+        if (self.pairs is None or has_pictures) != (self.pairs_pictures is None):
+            raise ConfigError(
+                "pairs_pictures says where the pictures of pairs lie: give both, or pairs alone as a .bin; "
+                f"got {self.pairs} and {self.pairs_pictures}"
+            )
 
     @property
     def sources(self) -> list[Path]:
@@ -133,18 +148,6 @@ class RecognizerConfig:
         if isinstance(self.data, tuple):
             return list(self.data)
         return [data_file(self.data, "IDGEN_FACES", "faces_train.parquet")]
-
-
-class Mirrored(nn.Module):
-    """The network that is exported: the mean over a face and its mirror image."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, 112, 112) -> (B, D)."""
-        return mirrored_mean(self.network, pixel_values)
 
 
 def make_batch(
@@ -241,7 +244,7 @@ def material(
               "held_out_people": len(held.people()), "without_face": len(lost)}  # fmt: skip
     if counts:
         number |= {"pictures_wanted": sum(counts), "people_wanted": len(counts)}
-    write_json(run.folder / "data.json", {**number, "names_without_face": lost})
+    keep_data(run.folder / "data.json", {**number, "names_without_face": lost}, (seen, held))
     print("data  " + "  ".join(f"{name} {count}" for name, count in number.items()), flush=True)
     return seen, held
 

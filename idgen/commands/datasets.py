@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from idgen.config import Parser
 from idgen.errors import ConfigError, ModelNotFoundError, StorageError
+from idgen.synth.wording import number_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ def plan_main(argv: Sequence[str]) -> int:
         name=options.name,
     )
     plan.write(options.out)
-    print(f"{options.out}: {len(plan)} pictures of {plan.num_people} people")
+    print(f"{options.out}: {number_of(len(plan), 'picture')} of {number_of(plan.num_people, 'person')}")
     for row in plan.summary():
         print(f"  {row['axis']} {row['value']}: {row['planned']} {row['unit']}")
     return 0
@@ -164,7 +165,8 @@ def export_main(argv: Sequence[str]) -> int:
 
 
 def _told(exported: "Exported", out: Path) -> list[str]:
-    lines = [f"{out}: {exported.num_pictures} pictures of {exported.num_people} people as {exported.to}"]
+    pictures, people = number_of(exported.num_pictures, "picture"), number_of(exported.num_people, "person")
+    lines = [f"{out}: {pictures} of {people} as {exported.to}"]
     if exported.left_out:
         lines.append(f"left out, no usable face found: {len(exported.left_out)} pictures")
     if exported.people_left_out:
@@ -221,7 +223,7 @@ def import_main(argv: Sequence[str]) -> int:
 
 
 def _size(pictures: "PictureSet") -> str:
-    return f"{len(pictures)} pictures of {len(pictures.people())} people"
+    return f"{number_of(len(pictures), 'picture')} of {number_of(len(pictures.people()), 'person')}"
 
 
 def check_main(argv: Sequence[str]) -> int:
@@ -244,21 +246,21 @@ def check_main(argv: Sequence[str]) -> int:
         sums = read_sums(folder)
         with _bar(len(sums), "checking", unit="file") as bar:
             problems = check_sums(folder, sums, advance=bar.update)
-        what = f"{len(sums)} files"
+        what = number_of(len(sums), "file")
     else:
         dataset = Dataset.open(folder)
         with _bar(dataset.num_planned, "checking") as bar:
             problems = dataset.check(advance=bar.update)
         what = (
-            f"{len(dataset.shards)} shards, {dataset.num_pictures} pictures of {dataset.num_people} people "
-            f"({dataset.num_planned} planned)"
+            f"{number_of(len(dataset.shards), 'shard')}, {number_of(dataset.num_pictures, 'picture')} of "
+            f"{number_of(dataset.num_people, 'person')} ({dataset.num_planned:,} planned)"
         )
         if dataset.unfinished:
             what += f"; {dataset.unfinished}"
     for problem in problems:
         print(problem)
     if problems:
-        raise StorageError(f"{folder} is damaged: {len(problems)} problems, listed above")
+        raise StorageError(f"{folder} is damaged: {number_of(len(problems), 'problem')}, listed above")
     print(f"{folder}: all well; {what}")
     return 0
 

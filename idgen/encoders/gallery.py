@@ -4,7 +4,7 @@ Shapes: N pictures, D width of a face vector.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +66,7 @@ def embed_pictures(
     store: Path | None = None,
     aligned: bool = False,
     label: str = "looking",
+    advance: Callable[[int], object] | None = None,
 ) -> Gallery:
     """Find the largest face of each picture and embed it by every encoder.
 
@@ -78,18 +79,20 @@ def embed_pictures(
             detector and encoders reads it there.
         aligned: the pictures are aligned already: 112 pixels, or 128 with 8 pixels around the crop.
         label: what the progress bar says.
+        advance: told the number of pictures that were looked at, again and again; there is no bar then.
 
     Raises:
         ImageError: if a picture cannot be read, or is not of an aligned size.
     """
     from tqdm import tqdm
 
-    looking = _Looking(detector=detector, encoders=encoders, eyes=eyes, aligned=aligned)
-    kept: list[Arrays] = [looking.nothing(0)]
-    with tqdm(total=len(pictures), desc=label, unit="picture", disable=None) as bar:
-        for _, piece in batches(tuple(pictures), PIECE):
-            kept.append(_piece(piece, looking, store))
-            bar.update(len(piece))
+    is_silent = True if advance is not None else None  # None: a bar on a terminal alone
+    with tqdm(total=len(pictures), desc=label, unit="picture", disable=is_silent) as bar:
+        looking = _Looking(
+            detector=detector, encoders=encoders, eyes=eyes, aligned=aligned, advance=advance or bar.update
+        )
+        kept: list[Arrays] = [looking.nothing(0)]
+        kept += [_piece(piece, looking, store) for _, piece in batches(tuple(pictures), PIECE)]
     joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
     return Gallery(
         vectors={encoder.id: joined[encoder.id] for encoder in encoders},
@@ -108,6 +111,7 @@ class _Looking:
     encoders: Sequence[FaceEncoder]
     eyes: Sequence[Eye]
     aligned: bool
+    advance: Callable[[int], object]
 
     def nothing(self, num: int) -> Arrays:
         """What is known of pictures that nobody has looked at."""
@@ -134,6 +138,7 @@ def _piece(pictures: tuple[Picture, ...], looking: _Looking, store: Path | None)
         key.update(hashlib.sha256(picture.read_bytes()).digest())
     path = store / f"{key.hexdigest()[:24]}.npz"
     if path.exists():
+        looking.advance(len(pictures))
         with np.load(path) as file:
             return dict(file)
     arrays = _look(pictures, looking)
@@ -161,6 +166,7 @@ def _look(pictures: tuple[Picture, ...], looking: _Looking) -> Arrays:
 def _sight(picture: Picture, row: int, looking: _Looking, arrays: Arrays) -> Sight:
     """Open a picture and find its face; what was found of it goes into ``arrays``."""
     image = picture.open()
+    looking.advance(1)
     kept = image if looking.eyes else Image.new("RGB", (1, 1))  # large pictures are not held for nothing
     if looking.aligned:
         arrays["found"][row] = True

@@ -3,9 +3,13 @@
 Shapes: N pictures.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,9 +17,10 @@ from PIL import Image
 from idgen.data.images import ARCFACE_MARGIN, FaceTable, split_names
 from idgen.data.pictures import Picture, PictureSet, read_pictures
 from idgen.encoders.gallery import embed_pictures
-from idgen.errors import ConfigError
+from idgen.errors import ConfigError, FaceNotFoundError, RunFolderError
 from idgen.faces.detect import load_detector
 from idgen.faces.photo import crop_at
+from idgen.storage import write_json
 
 Reader = Callable[[Path], PictureSet]
 CROP_PX = 112
@@ -50,10 +55,13 @@ def read_sources(paths: Sequence[Path], reader: Reader = read_pictures) -> list[
 
     Raises:
         ImageError: as `read_labelled`.
-        ConfigError: as `read_labelled`; for no path, or for fewer than two people.
+        ConfigError: as `read_labelled`; for no path, one that is named twice, or fewer than two people.
     """
     if not paths:
         raise ConfigError("data names no dataset")
+    twice = [path for path, times in Counter(path.resolve() for path in paths).items() if times > 1]
+    if twice:
+        raise ConfigError(f"data names {twice[0]} twice; each of its people would count as two")
     joined: list[Picture] = []
     for number, path in enumerate(paths):
         pictures = read_labelled(path, reader)
@@ -64,9 +72,7 @@ def read_sources(paths: Sequence[Path], reader: Reader = read_pictures) -> list[
         joined += pictures
     num_people = len({picture.identity for picture in joined})
     if num_people < 2:
-        raise ConfigError(
-            f"{', '.join(map(str, paths))} shows {num_people} person; two are needed to compare"
-        )
+        raise ConfigError(f"{', '.join(map(str, paths))} shows one person; two are needed to compare")
     return joined
 
 
@@ -86,6 +92,7 @@ def labelled_faces(
 
     Raises:
         ImageError: if a picture cannot be read.
+        FaceNotFoundError: if none of them shows a face.
     """
     from tqdm import tqdm
 
@@ -104,6 +111,11 @@ def labelled_faces(
                 crop, _ = crop_at(pictures[row].open(), landmarks, CROP_PX, margin_px=ARCFACE_MARGIN)
                 images[row] = (crop * 255).round().byte().permute(1, 2, 0).numpy()
                 found[row] = True
+    if not found.any():
+        raise FaceNotFoundError(
+            f"no face was found in any of {len(pictures)} pictures; crops of faces that are aligned already "
+            "have 112 x 112 pixels, or 128 x 128 with 8 around the crop"
+        )
     table = FaceTable(
         images=images if found.all() else images[found],
         files=tuple(p.name for p, is_there in zip(pictures, found, strict=True) if is_there),
@@ -159,7 +171,7 @@ def choose(table: FaceTable, choice: Choice) -> FaceTable:
         table = replace(table, identities=tuple(table.identities[row] for row in order))
     num_people = len(set(table.identities))
     if num_people < 2:
-        raise ConfigError(f"{num_people} people are left to train on; two are needed to compare")
+        raise ConfigError(f"people left to train on: {num_people}; two are needed to compare")
     return table
 
 
@@ -196,3 +208,37 @@ def histogram_of(path: Path, reader: Reader = read_pictures) -> list[int]:
         counts[picture.identity] = counts.get(picture.identity, 0) + 1
     _, training = split_names(list(counts))
     return sorted((counts[name] for name in training), reverse=True)
+
+
+def keep_data(path: Path, said: Mapping[str, Any], tables: Sequence[FaceTable]) -> None:
+    """Write down what a run is trained on, and refuse to go on with anything else.
+
+    Args:
+        path: the JSON file in the folder of the run.
+        said: numbers and names for a reader.
+        tables: whose pictures and names are the data; their sha256 is written too.
+
+    Raises:
+        RunFolderError: if the run was begun with other pictures or names.
+        StorageError: if it cannot be written.
+    """
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update(json.dumps([table.files, table.identities]).encode())
+        digest.update(table.images.data)
+    now = {**said, "sha256": digest.hexdigest()}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+        same = before.get("sha256") == now["sha256"]
+    except (OSError, ValueError, AttributeError):
+        raise RunFolderError(
+            f"{path} cannot be read, so nobody knows the data; choose another --out"
+        ) from None
+    if not same:
+        keys = [key for key in now if before.get(key) != now[key] and key != "names_without_face"]
+        what = "; ".join(f"{key}: {before.get(key)} there, {now[key]} now" for key in keys[:2])
+        raise RunFolderError(
+            f"{path.parent} was begun with other pictures ({what}); choose another --out, or give the data "
+            "of that run to go on with it"
+        )
+    write_json(path, now)

@@ -8,7 +8,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal before a step.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. A convolution counts as the matrix
-    (outputs, inputs x kernel); `torch.optim.Muon` takes true matrices only.
+    (outputs, inputs x kernel); ``torch.optim.Muon`` takes true matrices only.
 
     Args:
         parameters: weights of two axes or more.

@@ -56,7 +56,7 @@ class RowSGD(torch.optim.Optimizer):
     A row that is not drawn would move in plain SGD by what its momentum remembers of earlier steps, and
     shrink by weight decay. Here its weight and its momentum are frozen until it is drawn again: the gradient
     of a centre says nothing once the embeddings have moved on, and its length has no part in a cosine. With
-    all rows in every step it equals `torch.optim.SGD`, which cannot decay weights with sparse gradients.
+    all rows in every step it equals ``torch.optim.SGD``, which cannot decay weights with sparse gradients.
 
     Args:
         parameters: matrices whose gradients are sparse in the first axis.

@@ -81,3 +81,15 @@ def mirrored_mean(network: nn.Module, pixel_values: Tensor) -> Tensor:
     """The mean of the embeddings of a face and its mirror image: (B, D)."""
     both = network(torch.cat([pixel_values, pixel_values.flip(-1)]))
     return both.reshape(2, -1, both.shape[-1]).mean(dim=0)
+
+
+class Mirrored(nn.Module):
+    """A network that looks at the mirror image of a face too: `mirrored_mean` as a module."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, 112, 112) -> (B, D)."""
+        return mirrored_mean(self.network, pixel_values)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from idgen.synth.making import Progress
+from idgen.synth.wording import number_of
 
 
 class Tally:
@@ -41,7 +42,7 @@ class Tally:
         """For the bar."""
         decided = self.kept + self.rejected
         yielded = f"{self.kept / decided:.0%} of drawn kept" if decided else "none judged yet"
-        return f"{self.shards} shards, {yielded}"
+        return f"{number_of(self.shards, 'shard')}, {yielded}"
 
 
 def counted(work: Iterable[Progress], num_planned: int) -> Iterator[Tally]:

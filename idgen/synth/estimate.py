@@ -11,6 +11,7 @@ from idgen.synth.identities import memory_bytes
 from idgen.synth.painting import Painter
 from idgen.synth.plan import Plan
 from idgen.synth.recipe import Recipe
+from idgen.synth.wording import number_of
 
 if TYPE_CHECKING:
     from idgen.synth.folder import DatasetFolder
@@ -33,16 +34,18 @@ def estimate(
     layout, missing = recipe.layout, dataset.missing()
     left = layout.num_pictures(plan, missing)
     num_identities = int(plan.numbers("person").max()) + 1
+    people_bytes = memory_bytes(num_identities, kit.encoder.dim)
     seconds = seconds_a_picture(Painter(recipe, kit, devices[0]), plan, kit.encoder.dim)
     pixels = 3 * layout.width * layout.height
     return [
-        f"{recipe.dataset}: {left} of {len(plan)} pictures of {plan.num_people} people are to be made, "
-        f"{layout.width} x {layout.height} pixels, in {len(missing)} of {dataset.num_shards} shards",
-        f"finding {num_identities} people needs {_size(memory_bytes(num_identities, kit.encoder.dim))}; "
+        f"{recipe.dataset}: {left:,} of {number_of(len(plan), 'picture')} of "
+        f"{number_of(plan.num_people, 'person')} {'is' if left == 1 else 'are'} to be made, {layout.width} x "
+        f"{layout.height} pixels, in {len(missing):,} of {number_of(dataset.num_shards, 'shard')}",
+        f"finding {number_of(num_identities, 'person')} needs {_size(people_bytes)}; "
         f"besides the model, each process holds up to {_size(2 * pixels * len(plan) // dataset.num_shards)} "
         f"of pictures; on the disk {_size(left * pixels)} at most",
         f"drawing takes {seconds:.3g} s a picture on {devices[0]}: {_time(left * seconds / len(devices))} on "
-        f"{len(devices)} of such devices, and longer by the share of pictures that are drawn again",
+        f"{number_of(len(devices), 'such device')}, and longer by the share of pictures that are drawn again",
     ]
 
 

@@ -14,6 +14,7 @@ from idgen.report.sheet import Tile, contact_sheet
 from idgen.synth.counts import Yield, counts_of_attributes, yield_of
 from idgen.synth.facts import planned_similarity, quantile, spread_of_probes
 from idgen.synth.measuring import MADE, OTHER_EYE, Audit, Eye, Findings, nearest_own
+from idgen.synth.wording import number_of
 
 PEOPLE_SHOWN, EACH_SHOWN, TILE_PX = 12, 8, 96  # on the sheet
 PAIRS_SHOWN, PAIR_PX = 6, 144
@@ -46,12 +47,14 @@ def report_of(found: Findings, *, seed: int = 0) -> Report:
     return Report(
         kind="synthesize",
         title="A dataset of people who do not exist",
-        subject=f"{found.dataset.folder.name}: {said.kept:,} pictures of {found.dataset.num_people:,} people",
+        subject=f"{found.dataset.folder.name}: {number_of(said.kept, 'picture')} of "
+        f"{number_of(found.dataset.num_people, 'person')}",
         settings={
             "models": [_called(model) for model in about.get("models", [])],
             "encoders": {eye.encoder.id: eye.role for eye in found.eyes},
             "rules": about.get("rules"),
-            "measured": f"{len(sample.pictures)} pictures of {len(sample.names)} people",
+            "measured": f"{number_of(len(sample.pictures), 'picture')} of "
+            f"{number_of(len(sample.names), 'person')}",
             "seed": seed,
         },
         warnings=tuple(_warnings(found)),

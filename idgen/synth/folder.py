@@ -4,8 +4,11 @@
 does. Whatever a stop left half done is noticed at the next start, said, and made again.
 """
 
+import errno
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,12 +19,15 @@ from idgen.errors import RunFolderError, StorageError
 from idgen.runs import short_hash
 from idgen.storage import lock, write_json
 from idgen.synth.dataset import ABOUT
-from idgen.synth.shards import FOLDER, read_shard, shard_file
+from idgen.synth.shards import FOLDER, DamagedShardError, read_shard, read_shards, shard_file
+from idgen.synth.wording import bytes_as_text, number_of
 
 FORMAT = 1
 LOCK = ".lock"
 EPOCH = "SOURCE_DATE_EPOCH"  # https://reproducible-builds.org/specs/source-date-epoch/
 TEMPORARY = ".idgen-*.tmp"  # of `idgen.storage.replacing`
+WAY_OUT = ". Delete "  # begins what a user would do about a damaged shard, who wants it made again
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or a full share of it, answers
 
 
 class DatasetFolder:
@@ -105,10 +111,43 @@ class DatasetFolder:
 
     def summary(self) -> str:
         """What is there, in one line."""
-        shards = [read_shard(path) for path in sorted((self.path / FOLDER).glob("*.json"))]
+        shards = read_shards(self.path)
         kept, planned = (sum(getattr(s, name) for s in shards) for name in ("num_kept", "num_planned"))
         people = sum(shard.num_people for shard in shards)
-        return f"{kept} pictures of {people} people kept, of {planned} planned, in {len(shards)} shards"
+        return (
+            f"{number_of(kept, 'picture')} of {number_of(people, 'person')} kept, of {planned:,} planned, in "
+            f"{number_of(len(shards), 'shard')}"
+        )
+
+    def give_up(self, error: DamagedShardError) -> str:
+        """Let a damaged shard go, so that the next run makes it again; what was wrong, for a message."""
+        error.path.unlink(missing_ok=True)
+        what, _, _ = str(error).partition(WAY_OUT)
+        return f"{what}; it is made again next time"
+
+    def how_to_go_on(self, error: BaseException, num_pictures: int, most_bytes: int) -> str:
+        """What is there, and after a full disk what it still has and what the rest needs; for a message.
+
+        Args:
+            error: that stopped the work.
+            num_pictures: that the missing shards are to have.
+            most_bytes: of one picture, as long as no shard is there to tell.
+        """
+        missing = self.missing()
+        done = self.num_shards - len(missing)
+        there = f"{done} of {number_of(self.num_shards, 'shard')} {'is' if done == 1 else 'are'} there"
+        way = f"the same command goes on ({there})"
+        if not any(os.strerror(code) in str(error) for code in FULL):
+            return way
+        numbers = set(range(self.num_shards)) - set(missing)
+        whole = [read_shard(shard_file(self.path / FOLDER, number, "json")) for number in numbers]
+        planned = sum(shard.num_planned for shard in whole)
+        each = sum(sum(s.num_bytes.values()) for s in whole) / planned if planned else most_bytes
+        free = f"free there: {bytes_as_text(shutil.disk_usage(self.path).free)}"
+        if missing:
+            need = f"{'about' if planned else 'at most'} {bytes_as_text(math.ceil(each * num_pictures))}"
+            free += f"; needed for {number_of(len(missing), 'shard')} more: {need}"
+        return f"{free}; {way}"
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are to be made. Of those that are there, the sizes are looked at."""
@@ -122,7 +161,7 @@ class DatasetFolder:
         try:
             shard = read_shard(path)
         except StorageError as error:
-            what, _, _ = str(error).partition(". Delete ")  # what a user would do, who wants it made again
+            what, _, _ = str(error).partition(WAY_OUT)
             self.damaged.append(f"{what}; it is made again")
             return False
         if {name: shard.facts.get(name) for name in self.facts} != self.facts:

@@ -16,6 +16,7 @@ from idgen.storage import replacing
 from idgen.synth.curate import CurationRules
 from idgen.synth.export.reading import open_labelled
 from idgen.synth.separation import RealPeople
+from idgen.synth.wording import number_of
 
 REAL_PEOPLE = "real_people"  # in the folder of a dataset, until it is finished
 
@@ -85,8 +86,8 @@ def _embedded(
     )
     if not gallery.found.any():
         raise FaceNotFoundError(
-            f"no face found in the {len(pictures)} pictures of the gallery {path}; crops of faces need "
-            "--galleries-aligned"
+            f"no face found in {number_of(len(pictures), 'picture')} of the gallery {path}; crops of faces "
+            "need --galleries-aligned"
         )
     vectors = {name: values[gallery.found] for name, values in gallery.vectors.items()}
     with replacing(kept) as file:

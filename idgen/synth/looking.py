@@ -16,12 +16,12 @@ from idgen.errors import FaceNotFoundError
 from idgen.faces.detect import Detector
 from idgen.faces.photo import choose_face, face_crop, find_faces
 from idgen.faces.scrfd import ScrfdDetector
+from idgen.synth.duplicates import thumbnail
 from idgen.synth.probes import PROBES, FoundFace
 from idgen.synth.separation import RealPeople, doubt
 
 BLOCK = 16384  # people that pictures are compared with at once
 SMALL_PX = 512  # pictures up to this side are shown to SCRFD enlarged: `ScrfdDetector.fitted`
-THUMBNAIL_PX = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +35,7 @@ class Seen:
         nearest: the two planned people most alike: row and cosine, the nearest first; fewer where fewer
             are planned or no face is seen.
         real: name of a gallery -> highest cosine to anybody in it.
-        thumbnail: (S * S,) grey values less their mean, of unit length; zero for a picture of one grey.
+        thumbnail: (S, S) of the whole picture, for `idgen.synth.duplicates.resemblance`.
     """
 
     num_faces: int
@@ -123,18 +123,6 @@ def _nobody(picture: Image.Image, num_faces: int) -> Seen:
     return Seen(
         num_faces=num_faces, vectors={}, measured={}, nearest=(), real={}, thumbnail=thumbnail(picture)
     )
-
-
-def thumbnail(picture: Image.Image) -> np.ndarray:
-    """(S * S,) float32: grey values of the picture at 32 pixels, less their mean, brought to unit length.
-
-    The dot product of two is the correlation of the small pictures.
-    """
-    small = picture.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
-    grey = np.asarray(small, dtype=np.float64).ravel()
-    grey = grey - grey.mean()
-    length = np.linalg.norm(grey)
-    return (grey / length if length > 1e-6 else np.zeros_like(grey)).astype(np.float32)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

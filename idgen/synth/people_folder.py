@@ -7,6 +7,7 @@ vectors: what a stop tore, whether vectors without a line or half a line, is not
 Shapes: P people, D width of a face vector.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from idgen.errors import IdgenError, RunFolderError, StorageError
 from idgen.runs import keep_settings
 from idgen.storage import lock
 from idgen.synth.vectors import SETTINGS, VECTORS
+from idgen.synth.wording import number_of
 
 CHUNKS = "chunks.jsonl"
 
@@ -67,7 +69,11 @@ class PeopleFolder:
         return max(0, os.fstat(self._vectors.fileno()).st_size - self._head_bytes) // (4 * self.dim)
 
     def restore(self) -> Iterator[np.ndarray]:
-        """The people (n, D) of each chunk that is whole; what stands behind the last of these is cut off."""
+        """The people (n, D) of each chunk that is whole; what stands behind the last of these is cut off.
+
+        Raises:
+            StorageError: if that is not possible.
+        """
         self._chunks.seek(0)
         self._vectors.seek(self._head_bytes)
         whole = 0
@@ -78,10 +84,11 @@ class PeopleFolder:
             whole += len(line)
             self.accepted.append(len(data) // (4 * self.dim))
             yield np.frombuffer(data, "<f4").reshape(-1, self.dim)
-        self._chunks.truncate(whole)
-        self._chunks.seek(whole)
-        self._vectors.truncate(self._head_bytes + 4 * self.dim * sum(self.accepted))
-        self._write_head()
+        with self._storing():
+            self._chunks.truncate(whole)
+            self._chunks.seek(whole)
+            self._vectors.truncate(self._head_bytes + 4 * self.dim * sum(self.accepted))
+            self._write_head()
 
     def _vectors_of(self, line: bytes) -> bytes | None:
         """The vectors that belong to a line; None where either is torn."""
@@ -102,16 +109,22 @@ class PeopleFolder:
         """
         data = np.ascontiguousarray(people, "<f4").tobytes()
         line = {"chunk": len(self.accepted), "accepted": len(people), "crc32": zlib.crc32(data)}
-        try:
+        with self._storing():
             self._vectors.seek(0, os.SEEK_END)
             _write(self._vectors, data)
             _write(self._chunks, json.dumps(line).encode() + b"\n")
             self.accepted.append(len(people))
             self._write_head()
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """A block that writes; where it cannot, it says who is there."""
+        try:
+            yield
         except OSError as error:
             raise StorageError(
-                f"{self.path} cannot be written: {error.strerror or error}; the {sum(self.accepted)} people "
-                "in it stay, and the same command goes on once there is room"
+                f"{self.path} cannot be written: {error.strerror or error}; "
+                f"{number_of(sum(self.accepted), 'person')} in it stay, and it goes on from there"
             ) from None
 
     def _write_head(self) -> None:
@@ -128,6 +141,11 @@ def _keep(path: Path, settings: Mapping[str, Any]) -> None:
         raise
     except OSError as error:
         raise StorageError(f"cannot make the folder {path}: {error.strerror or error}") from None
+    except (ValueError, AttributeError):
+        raise RunFolderError(
+            f"{path / SETTINGS} is damaged: nobody can say how these people were found. Delete {path} to "
+            "find them again, or choose another --out"
+        ) from None
 
 
 def _open(path: Path) -> io.FileIO:

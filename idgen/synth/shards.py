@@ -33,6 +33,22 @@ RESERVED = ("shard", "label", "source_sha256", "image", "bytes", "file", "tar", 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")  # what is allowed in a file's name everywhere, and before a dot
 
 
+class DamagedShardError(StorageError):
+    """A finished shard is not what was written.
+
+    Attributes:
+        path: of its JSON, without which it does not exist.
+    """
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+    def __reduce__(self) -> tuple[type["DamagedShardError"], tuple[str, Path]]:
+        """It travels from the process of a device to the one that tells the user."""
+        return type(self), (str(self), self.path)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """A shard that is finished.
@@ -107,15 +123,16 @@ class Shard:
             if hashlib.sha256(found[name].read()).hexdigest() != expected:
                 raise self.damaged(f"the picture {name} is not what was written: its sha256 differs")
 
-    def damaged(self, what: str) -> StorageError:
+    def damaged(self, what: str) -> DamagedShardError:
         """The error that says what is wrong with this shard, and the way out."""
         return _damaged(self.file("json"), what)
 
 
-def _damaged(path: Path, what: str) -> StorageError:
-    return StorageError(
-        f"shard {path.stem} of {path.parent.parent} is damaged: {what}. Delete {path} and run `idgen "
-        "synthesize` again: it makes that shard anew"
+def _damaged(path: Path, what: str) -> DamagedShardError:
+    return DamagedShardError(
+        f"shard {path.stem} of {path.parent.parent} is damaged: {what.rstrip('.')}. Delete {path} and run "
+        "`idgen synthesize` again: it makes that shard anew",
+        path,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from idgen.blocklist import Blocklist
-from idgen.opening import model_folder, open_kit
+from idgen.opening import Kit, model_folder, open_kit
 from idgen.provenance import Provenance
 from idgen.synth.curate import Curator, Verdict
 from idgen.synth.embeddings import EMBEDDINGS, write_embeddings
@@ -38,18 +38,22 @@ class Workshop:
     Args:
         recipe: what is made.
         device: as in `open_model`.
+        kit: of the recipe, where it is open already.
+        painter: of the recipe, likewise.
     """
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
+    def __init__(
+        self, recipe: Recipe, device: str, *, kit: Kit | None = None, painter: Painter | None = None
+    ) -> None:
         self.recipe = recipe
-        self.kit = open_kit(
+        self.kit = kit or open_kit(
             model_folder(recipe.model),
             adapter=recipe.adapter,
             encoder=recipe.encoder,
             judge=recipe.judge,
             detector=recipe.detector,
         )
-        self.painter = Painter(recipe, self.kit, device)
+        self.painter = painter or Painter(recipe, self.kit, device)
         self.plan = Plan.read(recipe.dataset / PLAN)
         found = np.load(recipe.dataset / PEOPLE / VECTORS, mmap_mode="r")
         self.people = found[: self.plan.numbers("person").max() + 1]  # more were found than are planned
