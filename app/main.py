@@ -4,8 +4,8 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,16 @@ from idgen.startup import quick_imports
 
 if TYPE_CHECKING:
     import gradio as gr
-    import numpy as np
 
     from idgen.page.callbacks import Callbacks
+    from idgen.page.galleries import Galleries
     from idgen.page.keeping import Keeping
     from idgen.page.making import Workshop
+    from idgen.page.models import Models
+    from idgen.page.parts import Chosen
 
 INTRO = """# idgen
 This person, that prompt, and how sure we are that it is still this person."""
-PICTURES = ["image", ".heic", ".heif"]
 # Option, type, default, what stands for its value in --help, help.
 OPTIONS: tuple[tuple[str, type, str | None, str, str], ...] = (
     (
@@ -49,7 +50,6 @@ OPTIONS: tuple[tuple[str, type, str | None, str, str], ...] = (
     ("--port", int, None, "N", "of the page (the first free one from 7860 on)"),
     ("--auth", str, None, "WHO", "NAME:PASSWORD, or a file with one such line for each user"),
 )
-CONSENT = "I have the right to use these photos, and to make pictures of the person they show."
 
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,8 +57,13 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="idgen app", description=__doc__)
     for option, kind, default, metavar, text in OPTIONS:
         parser.add_argument(option, type=kind, default=default, metavar=metavar, help=text)
-    text = "photos of real people, whom new ones keep away from; may be given several times"
-    parser.add_argument("--gallery", type=Path, action="append", default=[], metavar="PHOTOS", help=text)
+    several = {
+        "--models": ("FOLDER", "whose models and adapters can be chosen on the page"),
+        "--gallery": ("PHOTOS", "of real people, whom new ones keep away from"),
+    }
+    for option, (metavar, text) in several.items():
+        text += "; may be given several times"
+        parser.add_argument(option, type=Path, action="append", default=[], metavar=metavar, help=text)
     return parser.parse_args(argv)
 
 
@@ -69,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError("the page needs gradio: `pip install 'idgen[app]'`")
     with quick_imports():
         from idgen.opening import hide_loading_bars
-        from idgen.page.blend import real_people
+        from idgen.page.galleries import Galleries
         from idgen.page.keeping import private_folder
         from idgen.page.making import open_workshop
+        from idgen.page.models import Models, find_models
         from idgen.page.serving import Address, free_port, read_users, serve
 
     users = read_users(options.auth)
@@ -79,19 +85,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if address.warning:
         print(f"idgen: {address.warning}", file=sys.stderr)
     hide_loading_bars()
-    shop = open_workshop(
-        options.model,
-        adapter=options.adapter,
-        encoder=options.encoder,
-        judge=options.judge,
-        detector=options.detector,
-        device=options.device,
-        precision=options.precision,
-    )
+    shelf = find_models(options.models, model=options.model, adapter=options.adapter)
+    named = ("encoder", "judge", "detector", "device", "precision")
+    models = Models(shelf, partial(open_workshop, **{name: getattr(options, name) for name in named}))
+    shop = models.choose()
+    with shop.turn():  # opened, and warm
+        pass
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: photos are deleted then
-    galleries = real_people(options.gallery, shop.kit.detector, shop.kit.encoder)
+    galleries = Galleries(options.gallery)
+    galleries.seen_by(shop.kit)
     with private_folder() as keeping:
-        serve(build_page(shop, keeping, galleries), address)
+        serve(build_page(shop, keeping, galleries, models if shelf.is_a_choice else None), address)
 
 
 def _is_installed(module: str) -> bool:
@@ -100,26 +104,35 @@ def _is_installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def build_page(shop: "Workshop", keeping: "Keeping", galleries: "Sequence[np.ndarray]" = ()) -> "gr.Blocks":
+def build_page(
+    shop: "Workshop", keeping: "Keeping", galleries: "Galleries | None" = None, models: "Models | None" = None
+) -> "gr.Blocks":
     """The whole page, ready to be served.
 
     Args:
         shop: who makes pictures.
         keeping: where they lie.
-        galleries: face vectors (M, D) of real people whom new ones keep away from.
+        galleries: real people whom new ones keep away from; nobody if not given.
+        models: what else can be chosen; nothing if not given.
     """
     import gradio as gr
 
     from idgen.page.callbacks import Callbacks
+    from idgen.page.galleries import Galleries
+    from idgen.page.tabs import FOLDERS, connect_models, lay_out_dataset, lay_out_evaluate, lay_out_models
 
     with gr.Blocks(title="idgen", analytics_enabled=False) as page:
         gr.Markdown(INTRO, elem_classes="head")
-        callbacks = Callbacks(shop, keeping, galleries)
-        for name, lay_out in (
-            ("Portrait", lay_out_portrait), ("Several people", lay_out_people), ("Blend", lay_out_blend),
-        ):  # fmt: skip
-            with gr.Tab(name):
-                lay_out(callbacks)
+        callbacks = Callbacks(shop, keeping, galleries or Galleries(), models)
+        chosen = lay_out_models(callbacks)
+        tabs = {"Portrait": lay_out_portrait, "Several people": lay_out_people, "Blend": lay_out_blend,
+                "Dataset": lay_out_dataset, "Evaluate": lay_out_evaluate}  # fmt: skip
+        with gr.Tabs(overflow_behavior="wrap"):  # a phone's width holds three of them
+            for name, lay_out in tabs.items():
+                with gr.Tab(name):
+                    lay_out(callbacks, chosen)
+        connect_models(callbacks, chosen)
+        page.load(None, None, None, js=FOLDERS, api_visibility="private")
         gr.Markdown(
             "Photos and pictures stay on the machine that runs this page, and are deleted after an hour. "
             "Every picture says in its file that a model made it, and how.",
@@ -128,143 +141,25 @@ def build_page(shop: "Workshop", keeping: "Keeping", galleries: "Sequence[np.nda
     return page
 
 
-# --- what all tabs have -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where a tab shows what came of a click: how far it is or how alike, pictures, a zip, numbers."""
-
-    status: "gr.HTML"
-    gallery: "gr.Gallery"
-    everything: "gr.File"
-    measured: "gr.JSON"
-
-    @property
-    def parts(self) -> "list[Any]":
-        """All of them, in the order of `Callbacks.shown`."""
-        return [self.status, self.gallery, self.everything, self.measured]
-
-
-def lay_out_outcome(tab: str, invitation: str, *, columns: int = 2) -> Outcome:
-    """An empty column, for pictures to come."""
-    import gradio as gr
-
-    from idgen.page.markup import message_html
-
-    status = gr.HTML(message_html(invitation), label="outcome", elem_id=f"{tab}-status", min_height=24)
-    gallery = gr.Gallery(
-        label="Pictures", columns=columns, object_fit="contain", height=None, interactive=False, format="png",
-        buttons=["download", "fullscreen"], elem_id=f"{tab}-gallery", elem_classes=["results", "result"],
-    )  # fmt: skip
-    everything = gr.File(
-        label="All of them as a zip",
-        interactive=False,
-        height=90,
-        elem_id=f"{tab}-zip",
-        elem_classes="result",
-    )
-    with gr.Accordion("Numbers", open=False, elem_classes="result"):
-        measured = gr.JSON(label="numbers", show_label=False, elem_id=f"{tab}-numbers")
-    return Outcome(status, gallery, everything, measured)
-
-
-def lay_out_photos(label: str, elem_id: str) -> "gr.File":
-    """A place to drop photos."""
-    import gradio as gr
-
-    return gr.File(label=label, file_count="multiple", file_types=PICTURES, height=160, elem_id=elem_id)
-
-
-def lay_out_prompt(label: str, value: str, elem_id: str) -> "gr.Textbox":
-    """A prompt."""
-    import gradio as gr
-
-    from idgen.page.making import MAX_PROMPT
-
-    return gr.Textbox(label=label, lines=2, max_length=MAX_PROMPT, value=value, elem_id=elem_id)
-
-
-def lay_out_who() -> "gr.Dropdown":
-    """Which face is meant."""
-    import gradio as gr
-
-    from idgen.page.looking import WHO
-
-    return gr.Dropdown(list(WHO), value=next(iter(WHO)), label="If a photo shows several faces, I mean")
-
-
-def lay_out_edits(callbacks: "Callbacks") -> "list[gr.Slider]":
-    """A slider for each direction that people can be moved along; none where the model knows of none."""
-    import gradio as gr
-
-    from idgen.page.edits import MOST, edits_of
-
-    names = edits_of(callbacks.shop.folder)
-    if not names:
-        return []
-    with gr.Accordion("Edit the person", open=False):
-        return [
-            gr.Slider(-MOST, MOST, 0, step=0.5, label=name.capitalize(), elem_id=f"edit-{name}")
-            for name in names
-        ]
-
-
-def lay_out_denoising(callbacks: "Callbacks", tab: str) -> "tuple[gr.Slider, gr.Slider]":
-    """Steps and guidance."""
-    import gradio as gr
-
-    from idgen.page.making import MAX_STEPS
-
-    defaults = callbacks.shop.pipe.defaults
-    steps = gr.Slider(
-        1, MAX_STEPS, defaults.num_inference_steps, step=1, label="Steps", elem_id=f"{tab}-steps"
-    )
-    guidance = gr.Slider(
-        1, 15, defaults.guidance_scale, step=0.5, label="Guidance", info="how closely it obeys the prompt"
-    )
-    return steps, guidance
-
-
-def lay_out_buttons(tab: str) -> "tuple[gr.Checkbox, gr.Button, gr.Button]":
-    """The line about consent, and the two buttons under it."""
-    import gradio as gr
-
-    consent = gr.Checkbox(label=CONSENT, elem_id=f"{tab}-consent")
-    with gr.Row():
-        make = gr.Button("Make pictures", variant="primary", elem_id=f"{tab}-make")
-        cancel = gr.Button("Cancel", variant="secondary", elem_id=f"{tab}-cancel", min_width=110, scale=0)
-    return consent, make, cancel
-
-
-def connect(
-    make: "gr.Button", cancel: "gr.Button", work: Callable[..., Any], inputs: "list[Any]", outcome: Outcome,
-    *, name: str, description: str,
-) -> None:  # fmt: skip
-    """Let the one button make pictures and the other stop that."""
-    from idgen.page.markup import message_html
-
-    making = make.click(
-        work, inputs, outcome.parts, api_name=name, api_description=description, concurrency_id="model",
-        show_progress="minimal", show_progress_on=outcome.status,
-    )  # fmt: skip
-
-    def stopped() -> str:
-        return message_html("stopped; nothing was kept")
-
-    said = {"outputs": outcome.status, "queue": False, "api_visibility": "private"}
-    # said twice: news of a step that was on its way may come after the first time
-    cancel.click(stopped, cancels=[making], **said).then(stopped, **said)
-
-
 # --- the tabs ---------------------------------------------------------------------------------------------
 
 
-def lay_out_portrait(callbacks: "Callbacks") -> None:
+def lay_out_portrait(callbacks: "Callbacks", chosen: "Chosen") -> None:
     """Photos and wishes on the left, pictures on the right."""
     import gradio as gr
 
     from idgen.page.making import MAX_PICTURES, MAX_PROMPT
+    from idgen.page.parts import (
+        connect,
+        lay_out_buttons,
+        lay_out_consent,
+        lay_out_denoising,
+        lay_out_edits,
+        lay_out_outcome,
+        lay_out_photos,
+        lay_out_prompt,
+        lay_out_who,
+    )
     from idgen.page.portrait import EXAMPLES
 
     with gr.Row(equal_height=False):
@@ -290,8 +185,9 @@ def lay_out_portrait(callbacks: "Callbacks") -> None:
                     info="share of the steps that the prompt has for itself, before the person comes in",
                 )  # fmt: skip
                 negative = gr.Textbox("", label="What they should not show", max_length=MAX_PROMPT)
-                steps, guidance = lay_out_denoising(callbacks, "portrait")
-            consent, make, cancel = lay_out_buttons("portrait")
+                steps, guidance = lay_out_denoising(callbacks, chosen, "portrait")
+            consent = lay_out_consent("portrait")
+            make, cancel = lay_out_buttons("portrait")
         with gr.Column(scale=7, min_width=320, elem_classes="outcome"):
             outcome = lay_out_outcome(
                 "portrait", "add a photo, say what you would like to see, and make pictures"
@@ -306,7 +202,8 @@ def lay_out_portrait(callbacks: "Callbacks") -> None:
     )  # fmt: skip
     connect(
         make, cancel, callbacks.portrait,
-        [photos, prompt, strength, start, seed, count, consent, who, negative, steps, guidance, *edits],
+        [photos, prompt, strength, start, seed, count, consent, who, negative, steps, guidance,
+         *chosen.inputs, *edits],
         outcome,
         name="portrait",
         description="Pictures of the person in the photos, with the similarity of each. `consent` must be "
@@ -314,11 +211,20 @@ def lay_out_portrait(callbacks: "Callbacks") -> None:
     )  # fmt: skip
 
 
-def lay_out_people(callbacks: "Callbacks") -> None:
+def lay_out_people(callbacks: "Callbacks", chosen: "Chosen") -> None:
     """Two or three people beside each other, their pictures below."""
     import gradio as gr
 
     from idgen.page.making import MAX_PICTURES
+    from idgen.page.parts import (
+        connect,
+        lay_out_buttons,
+        lay_out_consent,
+        lay_out_denoising,
+        lay_out_outcome,
+        lay_out_photos,
+        lay_out_prompt,
+    )
     from idgen.page.people import MOST_PEOPLE
     from idgen.page.portrait import EXAMPLES
 
@@ -342,25 +248,36 @@ def lay_out_people(callbacks: "Callbacks") -> None:
         count = gr.Slider(1, MAX_PICTURES // MOST_PEOPLE, 2, step=1, label="Pictures of each")
         seed = gr.Number(0, label="Seed", info="everybody's first picture begins from it", precision=0)
     with gr.Accordion("More settings", open=False):
-        steps, guidance = lay_out_denoising(callbacks, "people")
-    consent, make, cancel = lay_out_buttons("people")
+        steps, guidance = lay_out_denoising(callbacks, chosen, "people")
+    consent = lay_out_consent("people")
+    make, cancel = lay_out_buttons("people")
     with gr.Column(elem_classes="outcome"):
         outcome = lay_out_outcome(
             "people", "each person keeps their own face and their own prompt", columns=4
         )
     connect(
-        make, cancel, callbacks.people, [*guests, strength, seed, count, consent, steps, guidance], outcome,
+        make, cancel, callbacks.people,
+        [*guests, strength, seed, count, consent, steps, guidance, *chosen.inputs], outcome,
         name="people",
         description="Pictures of two or three people, made in one batch: each shows one of them, by the "
         "prompt of this person. Of several faces in a photo the largest is taken.",
     )  # fmt: skip
 
 
-def lay_out_blend(callbacks: "Callbacks") -> None:
+def lay_out_blend(callbacks: "Callbacks", chosen: "Chosen") -> None:
     """Two people, real or new, and a slider between them."""
     import gradio as gr
 
     from idgen.page.making import MAX_PICTURES
+    from idgen.page.parts import (
+        connect,
+        lay_out_buttons,
+        lay_out_consent,
+        lay_out_denoising,
+        lay_out_outcome,
+        lay_out_photos,
+        lay_out_prompt,
+    )
 
     sides: list[Any] = []
     with gr.Row(equal_height=False):
@@ -380,14 +297,16 @@ def lay_out_blend(callbacks: "Callbacks") -> None:
                 count = gr.Slider(1, MAX_PICTURES, 2, step=1, label="Pictures")
                 seed = gr.Number(0, label="Seed", precision=0)
             with gr.Accordion("More settings", open=False):
-                steps, guidance = lay_out_denoising(callbacks, "blend")
-            consent, make, cancel = lay_out_buttons("blend")
+                steps, guidance = lay_out_denoising(callbacks, chosen, "blend")
+            consent = lay_out_consent("blend")
+            make, cancel = lay_out_buttons("blend")
         with gr.Column(scale=7, min_width=320, elem_classes="outcome"):
             outcome = lay_out_outcome(
                 "blend", "without photos two people are drawn who do not exist; consent is for photos"
             )
     connect(
-        make, cancel, callbacks.blend, [*sides, way, prompt, seed, count, consent, steps, guidance], outcome,
+        make, cancel, callbacks.blend,
+        [*sides, way, prompt, seed, count, consent, steps, guidance, *chosen.inputs], outcome,
         name="blend",
         description="Pictures of somebody between two people: of photos, or new ones who do not exist. Of "
         "several faces in a photo the largest is taken.",

@@ -13,7 +13,7 @@ import numpy as np
 from generating import astronaut
 from PIL import Image
 
-from idgen.page.keeping import Keeping, private_folder
+from idgen.page.keeping import KEEP_SECONDS, Keeping, private_folder
 from idgen.page.making import Made, Progress, Workshop, open_workshop
 from idgen.page.portrait import Wish, order_of, read_person
 from idgen.page.serving import Address, free_port, serve
@@ -27,7 +27,8 @@ PROGRAM = Path(__file__).parents[1] / "app" / "main.py"
 def small_shop() -> Workshop:
     """mini, in two steps where nobody says otherwise; shared, for it holds nothing of anybody."""
     shop = open_workshop("mini", device="cpu")
-    shop.pipe._defaults = Defaults(num_inference_steps=STEPS, guidance_scale=3.5)
+    with shop.turn() as pipe:
+        pipe._defaults = Defaults(num_inference_steps=STEPS, guidance_scale=3.5)
     return shop
 
 
@@ -47,10 +48,10 @@ class Served:
 
 
 @contextmanager
-def running_page(*users: tuple[str, str]) -> Iterator[Served]:
+def running_page(*users: tuple[str, str], keep_seconds: float = KEEP_SECONDS) -> Iterator[Served]:
     """The page on a free port of this machine."""
     build: Callable[..., Any] = program()["build_page"]
-    with private_folder() as keeping:
+    with private_folder(keep_seconds=keep_seconds) as keeping:
         page = build(small_shop(), keeping)
         with socket.socket() as probe:  # far from where other processes look for theirs
             probe.bind(("127.0.0.1", 0))

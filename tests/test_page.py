@@ -93,7 +93,9 @@ def test_what_cannot_be_used_says_so_without_a_path(photos: Photos, shop: Worksh
     )
     assert isinstance(sights[0].problem, FaceNotFoundError)
     assert words[1].startswith("photo 2 (text.png) is not a picture that can be read")
-    assert words[2] == "no such file: photo 3 (missing.png)"
+    assert words[2] == (
+        "no such file: photo 3 (missing.png). Uploads are deleted after an hour: add it again"
+    )
     assert str(photos.nobody.parent) not in "".join(words) + photos_html(sights)
 
 

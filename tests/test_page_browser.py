@@ -51,6 +51,18 @@ class Visit:
         self.page.locator(".toast-close").first.click()
         return words
 
+    def tab_to(self, selector: str) -> None:
+        for _ in range(60):
+            self.page.keyboard.press("Tab")
+            if self.page.evaluate("s => document.activeElement.matches(s)", selector):
+                return
+        pytest.fail(f"the key Tab never reaches {selector}")
+
+    def fits(self) -> bool:
+        """Whether nothing is wider than the window."""
+        wide = self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        return wide <= 0
+
     def close(self) -> list[str]:
         self.context.close()
         return self.wrong
@@ -152,7 +164,7 @@ def test_it_fits_a_phone_and_the_dark(browser: Any, served: Served, photos: Phot
         " e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 80))"
     )
     assert wide == []
-    for tab in ("Several people", "Blend"):
+    for tab in ("Several people", "Blend", "Dataset", "Evaluate"):
         page.get_by_role("tab", name=tab).click()
         page.locator(f"#{tab.split()[-1].lower()}-make").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -163,23 +175,104 @@ def test_the_keyboard_is_enough(browser: Any, served: Served, photos: Photos) ->
     visit = Visit(browser, served, viewport={"width": 1280, "height": 900})
     page = visit.page
     visit.upload(photos.person)  # the one step that is the system's own dialog
-
-    def tab_to(selector: str) -> None:
-        for _ in range(60):
-            page.keyboard.press("Tab")
-            if page.evaluate("s => document.activeElement.matches(s)", selector):
-                return
-        pytest.fail(f"the key Tab never reaches {selector}")
-
     page.locator("body").press("Home")
-    tab_to("#portrait-prompt textarea")
+    visit.tab_to("#portrait-prompt textarea")
     page.keyboard.press("Control+a")
     page.keyboard.type("a photo of a man")
-    tab_to("#portrait-consent input")
+    visit.tab_to("#portrait-consent input")
     page.keyboard.press("Space")
-    tab_to("#portrait-make")
+    visit.tab_to("#portrait-make")
     page.keyboard.press("Enter")
     page.locator("#portrait-status .verdict").wait_for()
     page.get_by_role("button", name="Numbers").press("Enter")
     page.get_by_text("a photo of a man").first.wait_for()
     assert visit.close() == []
+
+
+def test_a_dataset_is_made_by_keyboard_and_measured_on_a_phone(
+    browser: Any, served: Served, tmp_path: Path
+) -> None:
+    visit = Visit(browser, served, viewport={"width": 390, "height": 844}, accept_downloads=True)
+    page = visit.page
+    page.locator("body").press("Home")
+    visit.tab_to("[role=tab]:nth-of-type(4)")
+    assert page.evaluate("document.activeElement.innerText").strip() == "Dataset"
+    page.keyboard.press("Enter")
+    for elem_id in ("dataset-people", "dataset-pictures"):
+        visit.tab_to(f"#{elem_id} input[type=number]")
+        page.keyboard.press("Control+a")
+        page.keyboard.type("2")
+    visit.tab_to("#dataset-make")
+    page.keyboard.press("Enter")
+    page.locator("#dataset-status .kept img").first.wait_for()
+    assert "were drawn" in page.locator("#dataset-status").inner_text()
+    assert visit.fits()
+    page.locator("#dataset-status .verdict").wait_for()
+    page.locator("#dataset-gallery .grid-wrap img").first.wait_for()
+    assert visit.fits()
+    with page.expect_download() as download:
+        page.locator("#dataset-zip a").first.click()
+    shutil.unpack_archive(_saved(download.value, tmp_path / "set.zip"), tmp_path / "set")
+    assert (tmp_path / "set" / "manifest.parquet").is_file()
+
+    page.get_by_role("tab", name="Evaluate").click()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#evaluate-pictures-folder").press("Enter")
+    chooser.value.set_files(tmp_path / "set")
+    page.locator("#evaluate-pictures .file-preview tr").first.wait_for()
+    page.locator("#evaluate-make").press("Enter")
+    page.locator("#evaluate-status .verdict").wait_for()
+    pictures = list((tmp_path / "set").glob("new-*/*.png"))
+    people = {path.parent.name for path in pictures}
+    said = page.locator("#evaluate-status").inner_text()
+    assert f"{len(pictures)} pictures of {len(people)} people" in said
+    assert visit.fits()
+    with page.expect_download() as download:
+        page.locator("#evaluate-zip a").first.click()
+    assert "Is the person kept?" in _saved(download.value, tmp_path / "report.html").read_text()
+    assert visit.close() == []
+
+
+def test_a_folder_that_is_dropped_keeps_its_people(browser: Any, served: Served, photos: Photos) -> None:
+    """A real drop needs the system's mouse; the event is made here, with entries as a browser gives them."""
+    visit = Visit(browser, served, viewport={"width": 1280, "height": 900})
+    page = visit.page
+    page.get_by_role("tab", name="Evaluate").click()
+    page.locator("#evaluate-pictures input[type=file]").wait_for(state="attached")
+    page.evaluate(
+        """bytes => {
+          const file = (name, path) => ({ isFile: true, fullPath: path, file: done => done(
+            new File([new Uint8Array(bytes), name], name, { type: 'image/png' })) });
+          const folder = (path, inner) => ({ isDirectory: true, fullPath: path, createReader: () => {
+            const left = [inner]; return { readEntries: done => done(left.pop() ?? []) } } });
+          const entry = folder('/set', [folder('/set/ann', [file('0.png', '/set/ann/0.png')]),
+            folder('/set/b__b', [file('1.png', '/set/b__b/1.png'), file('x.txt', '/set/b__b/x.txt')])]);
+          const event = new Event('drop', { bubbles: true, cancelable: true });
+          event.dataTransfer = { items: [{ webkitGetAsEntry: () => entry }] };
+          document.querySelector('#evaluate-pictures button').dispatchEvent(event);
+        }""",
+        list(photos.person.read_bytes()),
+    )
+    page.locator("#evaluate-pictures .file-preview tr").nth(1).wait_for()
+    page.get_by_role("button", name="Measure").click()
+    page.locator("#evaluate-status .verdict").wait_for()
+    assert "2 pictures of 2 people" in page.locator("#evaluate-status").inner_text()
+    assert visit.close() == []
+
+
+def test_cancelling_a_dataset_leaves_nothing(browser: Any, served: Served) -> None:
+    visit = Visit(browser, served)
+    page = visit.page
+    page.get_by_role("tab", name="Dataset").click()
+    page.get_by_role("button", name="Make the dataset").click()
+    page.locator("#dataset-status .bar").wait_for()
+    page.locator("#dataset-cancel").click()
+    page.get_by_text("Stopped; nothing was kept").wait_for()
+    page.wait_for_timeout(500)
+    assert page.get_by_text("Stopped; nothing was kept").is_visible()
+    assert visit.close() == []
+
+
+def _saved(download: Any, path: Path) -> Path:
+    download.save_as(path)
+    return path

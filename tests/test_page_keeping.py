@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from idgen.cli import main
+from idgen.errors import StorageError
 from idgen.page.keeping import MARK, Keeping, private_folder
 
 # --- where files lie --------------------------------------------------------------------------------------
@@ -50,6 +51,28 @@ def test_the_folder_is_private_swept_and_gone_in_the_end() -> None:
     assert (tempfile.gettempdir(), os.environ.get("GRADIO_TEMP_DIR")) == before
 
 
+def test_one_file_that_cannot_go_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping = Keeping(tmp_path, keep_seconds=1)
+    for name in ("a.png", "held.png", "z.png"):
+        (tmp_path / name).touch()
+    unlink = Path.unlink
+
+    def held(path: Path) -> None:
+        if path.name == "held.png":
+            raise PermissionError(13, "it is being read", str(path))  # as on Windows
+        unlink(path)
+
+    with monkeypatch.context() as windows:
+        windows.setattr(Path, "unlink", held)
+        assert keeping.sweep(time.time() + 9) == 2
+    assert keeping.sweep(time.time() + 9) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no folder for pictures can be made: No such file or directory"):
+        Keeping(tmp_path / "gone").new_folder()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="locks of this kind are POSIX")
 def test_what_a_killed_page_left_behind_is_removed_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -72,7 +95,8 @@ def test_what_a_killed_page_left_behind_is_removed_and_no_other(
     emptied.mkdir()
     fresh = tmp_path / "idgen-page-fresh"
     fresh.mkdir()
-    os.utime(emptied, (time.time() - 999,) * 2)
+    long_ago = time.time() - 999
+    os.utime(emptied, (long_ago, long_ago))
     with private_folder() as keeping:
         assert not theirs.exists()
         assert not emptied.exists()

@@ -20,10 +20,10 @@ from idgen.page.blend import (
     find_end,
     new_person,
     order_between,
-    real_people,
     who_they_are,
 )
 from idgen.page.callbacks import Callbacks
+from idgen.page.galleries import real_people
 from idgen.page.keeping import Keeping
 from idgen.page.looking import eyes_for
 from idgen.page.making import Order, Row, Workshop
@@ -138,14 +138,18 @@ def test_galleries_are_read_from_the_disk(photos: Photos, shop: Workshop, tmp_pa
     for person in ("ann", "bob"):
         (tmp_path / person).mkdir()
         Image.open(photos.person).save(tmp_path / person / "0.png")
-    (gallery,) = real_people([tmp_path], shop.kit.detector, shop.kit.encoder)
-    seen = read_person([str(photos.person)], "the only one", shop, consent=True).identity.face_vector.value
-    np.testing.assert_allclose(gallery, np.stack([seen, seen]), atol=1e-5)
+    kit = shop.kit
+    (gallery,) = real_people([tmp_path], kit.detector, kit.encoders)
+    person = read_person([str(photos.person)], "the only one", shop, consent=True)
+    assert list(gallery) == [encoder.id for encoder in kit.encoders]
+    for name, vectors in gallery.items():
+        seen = person.identities[name].face_vector.value
+        np.testing.assert_allclose(vectors, np.stack([seen, seen]), atol=1e-5)
     empty = tmp_path / "empty" / "ann"
     empty.mkdir(parents=True)
     Image.open(photos.nobody).save(empty / "0.png")
     with pytest.raises(FaceNotFoundError, match="no face found in the 1 pictures of the gallery"):
-        real_people([tmp_path / "empty"], shop.kit.detector, shop.kit.encoder)
+        real_people([tmp_path / "empty"], kit.detector, kit.encoders)
 
 
 def test_who_lies_between_is_drawn_and_measured_to_both(

@@ -4,21 +4,22 @@ import hashlib
 import json
 import threading
 import time
-from http.client import HTTPConnection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import ROOT, USUAL_PAGE, Reader, blocks_of
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from knocking import API, JSON, ask, bytes_kept, join, outcome, upload
 from paging import STEPS, Photos, Served, running_page
+from PIL import Image
 
 from idgen.errors import ConfigError
 from idgen.page.guard import MAX_JSON_BYTES
 from idgen.page.serving import Address, free_port, launch_settings, read_users
 from idgen.provenance import read_provenance
-
-API = "/gradio_api"
 
 
 @pytest.fixture(scope="module")
@@ -38,51 +39,14 @@ def portrait(client: Client, photo: Path, **changes: Any) -> Any:
     return client.predict([handle_file(photo)], **asked, api_name="/portrait")
 
 
-def ask(
-    served: Served, method: str, path: str, body: bytes | None = None, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """One request, its path as it stands: no client tidies it up."""
-    host, port = served.url.removeprefix("http://").rstrip("/").split(":")
-    connection = HTTPConnection(host, int(port), timeout=60)
-    connection.putrequest(method, path, skip_host="host" in headers)
-    for name, value in headers.items():
-        connection.putheader(name.replace("_", "-"), value)
-    if body is not None:
-        connection.putheader("content-length", str(len(body)))
-    connection.endheaders(body)
-    answer = connection.getresponse()
-    data = answer.read() if "event-stream" not in str(answer.getheader("content-type")) else b""
-    connection.close()
-    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, data
-
-
-def join(served: Served, fn: str, data: list[Any]) -> tuple[int, bytes]:
-    """A click, as a browser sends it."""
-    config = json.loads(ask(served, "GET", "/config")[2])
-    index = next(d["id"] for d in config["dependencies"] if d["api_name"] == fn)
-    body = json.dumps({"data": data, "fn_index": index, "session_hash": "abcdefgh"}).encode()
-    status, _, answer = ask(served, "POST", f"{API}/queue/join", body, content_type="application/json")
-    return status, answer
-
-
-def outcome(served: Served, fn: str, data: list[Any]) -> str:
-    """What comes of a click, as a browser hears it; no client has looked at the data before."""
-    status, answer = join(served, fn, data)
-    assert status == 200, answer
-    host, port = served.url.removeprefix("http://").rstrip("/").split(":")
-    connection = HTTPConnection(host, int(port), timeout=60)
-    connection.request("GET", f"{API}/queue/data?session_hash=abcdefgh")
-    heard = next(line for line in connection.getresponse() if b"process_completed" in line)
-    connection.close()
-    return heard.decode()
-
-
 # --- what programs get ------------------------------------------------------------------------------------
 
 
 def test_the_endpoints_are_named_and_documented(client: Client) -> None:
     described: Any = client.view_api(return_format="dict", print_info=False)
-    assert sorted(described["named_endpoints"]) == ["/blend", "/look", "/people", "/portrait"]
+    assert sorted(described["named_endpoints"]) == [
+        "/blend", "/dataset", "/evaluate", "/look", "/people", "/portrait",
+    ]  # fmt: skip
     assert not described["unnamed_endpoints"]
     wanted = described["named_endpoints"]["/portrait"]["parameters"]
     assert [p["parameter_name"] for p in wanted][:7] == [
@@ -111,6 +75,15 @@ def test_pictures_arrive_byte_for_byte_with_what_they_say(
             "no face found",
         )
     assert Path(archive).read_bytes()[:2] == b"PK"
+
+
+def test_the_example_of_the_documents_runs(
+    served: Served, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.open(photos.person).save("ann.jpg")
+    (example,) = (block for block in blocks_of(ROOT / "docs" / "page.md") if USUAL_PAGE in block.code)
+    Reader(tmp_path).follow(replace(example, code=example.code.replace(USUAL_PAGE, served.url)))
 
 
 def test_looking_says_what_is_doubtful(client: Client, photos: Photos) -> None:
@@ -315,8 +288,14 @@ def test_the_page_lets_nothing_in_from_elsewhere(served: Served) -> None:
 
 def test_a_password_is_asked_for() -> None:
     with running_page(("ann", "secret")) as guarded:
-        for path in ("/config", f"{API}/info", f"{API}/file=/etc/passwd"):
-            assert ask(guarded, "GET", path)[0] == 401
+        for path in ("config", "gradio_api/info", "gradio_api/file=/etc/passwd", "gradio_api/openapi.json",
+                     "gradio_api/queue/data?session_hash=a", "gradio_api/call/look/a"):  # fmt: skip
+            assert ask(guarded, "GET", f"/{path}")[0] == 401, path
+        clicks = json.dumps({"data": [None, "the only one"], "fn_index": 0, "session_hash": "a"}).encode()
+        for path in ("queue/join", "call/look", "call/v2/look", "run/look"):
+            assert ask(guarded, "POST", f"{API}/{path}", clicks, content_type=JSON)[0] == 401, path
+        assert upload(guarded, "a.png", b"x")[0] == 401
+        assert bytes_kept(guarded) == 0
         with pytest.raises(Exception, match=r"401|[Cc]redentials|[Ll]ogin"):
             Client(guarded.url, verbose=False)
         assert Client(guarded.url, verbose=False, auth=("ann", "secret")).view_api(return_format="dict")

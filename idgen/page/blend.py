@@ -6,25 +6,21 @@ Shapes: M photos to keep away from, D width of a face vector.
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from idgen.blocklist import Blocklist
 from idgen.encoders.base import FaceEncoder
-from idgen.encoders.gallery import embed_pictures
 from idgen.encoders.thresholds import threshold_at
-from idgen.errors import EncoderMismatchError, FaceNotFoundError, RefusedPersonError
-from idgen.faces.detect import Detector
+from idgen.errors import EncoderMismatchError, RefusedPersonError
 from idgen.identity import Identity
 from idgen.metrics.consistency import Eye
 from idgen.page.looking import Person, check_refusals, eyes_for
 from idgen.page.making import MAX_PICTURES, SEED_BOUND, Order, Row, Workshop, check
 from idgen.page.markup import sentence
 from idgen.page.portrait import read_person
-from idgen.synth.export.reading import open_labelled
 from idgen.synth.identities import STRICT, separated_people
-from idgen.synth.sources import load_source, slerp
+from idgen.synth.sources import Source, load_source, slerp
 
 SOURCE = "pca"  # mini's distribution of people; it holds no vector of anybody
 
@@ -52,21 +48,18 @@ class End:
     number: int | None = None
 
 
-def real_people(paths: Sequence[Path], detector: Detector, encoder: FaceEncoder) -> list[np.ndarray]:
-    """The faces of galleries on this disk, in memory alone: for each (M, D), of the photos with a face.
+def new_people(encoder: FaceEncoder) -> Source:
+    """Where people who do not exist are drawn from.
 
     Raises:
-        FaceNotFoundError: if a gallery shows no face at all.
-        IdgenError: if one cannot be read.
+        EncoderMismatchError: if there is no distribution of people for this encoder.
     """
-    found = []
-    for path in paths:
-        pictures = open_labelled(path).pictures
-        gallery = embed_pictures(pictures, detector, [encoder], label=f"looking at {path.name}")
-        if not gallery.found.any():
-            raise FaceNotFoundError(f"no face found in the {len(pictures)} pictures of the gallery {path}")
-        found.append(gallery.vectors[encoder.id][gallery.found])
-    return found
+    try:
+        return load_source(SOURCE, encoder=encoder.id, dim=encoder.dim)
+    except EncoderMismatchError:
+        raise EncoderMismatchError(
+            f"new people are drawn for mini's encoder alone, and {encoder.id} conditions here; add photos"
+        ) from None
 
 
 def new_person(number: int, encoder: FaceEncoder, galleries: Sequence[np.ndarray]) -> Identity:
@@ -76,14 +69,8 @@ def new_person(number: int, encoder: FaceEncoder, galleries: Sequence[np.ndarray
         EncoderMismatchError: if there is no distribution of people for this encoder.
         IdgenError: as `separated_people`.
     """
-    try:
-        source = load_source(SOURCE, encoder=encoder.id, dim=encoder.dim)
-    except EncoderMismatchError:
-        raise EncoderMismatchError(
-            f"new people are drawn for mini's encoder alone, and {encoder.id} conditions here; add photos"
-        ) from None
     (vector,) = separated_people(
-        source,
+        new_people(encoder),
         1,
         max_cosine=1.0,
         seed=number,

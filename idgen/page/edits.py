@@ -65,6 +65,8 @@ def edited(person: Person, amounts: Mapping[str, float], kit: Kit, model: Path) 
     text = ",".join(f"{name}={amount:+g}" for name, amount in amounts.items() if amount)
     if not text:
         return EditedPerson(identity=person.identity)
+    if not edits_of(model):
+        raise ConfigError(f"people can be edited with mini alone, not with {model.name}; set the edits to 0")
     editor = open_editor(model, edit=text)
     code = _code_of(person.sights, editor.encoder)
     effects = [

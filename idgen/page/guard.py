@@ -1,20 +1,14 @@
 """What the page answers to: the few routes that it needs, from its own address, with no URL to fetch."""
 
+import asyncio
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Any
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+from idgen.page.incoming import IDLE_SECONDS, Application, Message, Receive, Send, Upload, refused_upload
 
 MAX_JSON_BYTES = 1 << 20  # of a request that is no upload: words and numbers
-MAX_UPLOAD_BYTES = 200 << 20  # of all files of one upload
-FREE_BYTES = 1 << 30  # that uploads leave on the disk
 # Of gradio 6; whatever else it offers (fetching for others, recordings, monitoring, code) is not there.
 ROUTES = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|login|logout|login_check)/?"
@@ -56,9 +50,15 @@ class Guard:
             await self.app(scope, receive, send)
         elif scope["type"] != "http":  # the page has no web sockets
             await send({"type": "websocket.close", "code": 1008})
+        elif _is_upload(scope):
+            upload = Upload(scope, receive, send)
+            if refusal := self._refusal(scope):
+                await _answer(upload.send, *refusal)
+            else:
+                await self.app(scope, upload.receive, _with_headers(upload.send))
         elif refusal := self._refusal(scope):
             await _answer(send, *refusal)
-        elif scope["method"] == "POST" and not scope["path"].startswith(_UPLOAD):
+        elif scope["method"] == "POST":
             await self._without_addresses(scope, receive, _with_headers(send))
         else:
             await self.app(scope, receive, _with_headers(send))
@@ -71,23 +71,29 @@ class Guard:
             path.startswith(_FILES) and _ADDRESS.match(path.removeprefix(_FILES))
         ):
             return 404, "there is nothing here"
-        if path.startswith(_UPLOAD) and scope["method"] == "POST":
-            return _refused_upload(dict(scope["headers"]).get(b"content-length", b"").decode("latin-1"))
+        if scope["method"] not in ("GET", "HEAD") and _is_from_elsewhere(scope):
+            return 403, "another page sends this; a proxy before this one must hand on the header Host"
+        if _is_upload(scope):
+            return refused_upload(dict(scope["headers"]))
         return None
 
     async def _without_addresses(self, scope: Message, receive: Receive, send: Send) -> None:
         """Read the whole of a short request; one that names a file by an address goes no further."""
         body, more = b"", True
         while more:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), IDLE_SECONDS)
+            except TimeoutError:
+                await _answer(send, 408, f"nothing more came for {IDLE_SECONDS:.0f} s")
+                return
             if message["type"] == "http.disconnect":
                 return
             body, more = body + message.get("body", b""), message.get("more_body", False)
             if len(body) > MAX_JSON_BYTES:
                 await _answer(send, 413, f"a request holds at most {MAX_JSON_BYTES} bytes")
                 return
-        if _names_an_address(body):
-            await _answer(send, 400, "files are uploaded; none is fetched from an address")
+        if refusal := _refused_words(body):
+            await _answer(send, 400, refusal)
             return
         replayed = False
 
@@ -101,14 +107,23 @@ class Guard:
         await self.app(scope, again, send)
 
 
-def _refused_upload(length: str) -> tuple[int, str] | None:
-    if not length.isdecimal():
-        return 411, "an upload says how long it is"
-    if int(length) > MAX_UPLOAD_BYTES:
-        return 413, f"an upload holds at most {MAX_UPLOAD_BYTES >> 20} MB"
-    if shutil.disk_usage(tempfile.gettempdir()).free < FREE_BYTES + int(length):
-        return 507, "the disk of this machine is nearly full; come back when older uploads are gone"
-    return None
+def _is_upload(scope: Message) -> bool:
+    return scope["method"] == "POST" and scope["path"].startswith(_UPLOAD)
+
+
+def _is_from_elsewhere(scope: Message) -> bool:
+    """Whether a page of another address asks; browsers say so (RFC 6454, 7), and other programs nothing."""
+    headers = dict(scope["headers"])
+    if b"origin" not in headers:
+        return False
+    asking = headers[b"origin"].partition(b"://")[2]
+    # A page of somebody else cannot set the second one, nor can it pretend to be another than it is.
+    own = (headers.get(b"host", b""), headers.get(b"x-forwarded-host", b"").partition(b",")[0].strip())
+    return not asking or _without_usual_port(asking) not in map(_without_usual_port, own)
+
+
+def _without_usual_port(name: bytes) -> bytes:
+    return re.sub(rb":(80|443)$", b"", name.lower())
 
 
 def _host(scope: Message) -> str:
@@ -116,12 +131,16 @@ def _host(scope: Message) -> str:
     return re.sub(r":\d+$", "", named)
 
 
-def _names_an_address(body: bytes) -> bool:
-    """Whether some ``path`` in JSON is an address; what is no JSON is left to gradio, which refuses it."""
+def _refused_words(body: bytes) -> str | None:
+    """Why gradio should not see this; what is no JSON is left to it, for it refuses that."""
     try:
-        return any(_ADDRESS.match(path) for path in _paths(json.loads(body or b"null")))
-    except (ValueError, RecursionError):
-        return False
+        if any(_ADDRESS.match(path) for path in _paths(json.loads(body or b"null"))):
+            return "files are uploaded; none is fetched from an address"
+    except ValueError:
+        return None
+    except RecursionError:
+        return "that is nested too deeply"
+    return None
 
 
 def _paths(data: Any) -> Iterator[str]:  # noqa: ANN401 - whatever JSON holds

@@ -32,9 +32,16 @@ class Keeping:
         self.keep_seconds = keep_seconds
 
     def new_folder(self) -> Path:
-        """An empty folder for the results of one click."""
+        """An empty folder for the results of one click.
+
+        Raises:
+            StorageError: if the disk has no room for it.
+        """
         folder = self.root / secrets.token_urlsafe(NAME_BYTES)
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise StorageError(f"no folder for pictures can be made: {error.strerror or error}") from None
         return folder
 
     def sweep(self, now: float | None = None) -> int:
@@ -50,8 +57,9 @@ class Keeping:
         removed = 0
         for folder, _, names in os.walk(self.root, topdown=False):
             for path in (Path(folder, name) for name in names if name != MARK):
-                # A file may go while this looks at it: gradio moves its uploads.
-                with contextlib.suppress(FileNotFoundError):
+                # A file may go while this looks at it, for gradio moves its uploads; one that cannot go now
+                # (Windows keeps what is being read) goes next time, and is no reason to keep the others.
+                with contextlib.suppress(OSError):
                     if path.lstat().st_mtime < oldest:
                         path.unlink()
                         removed += 1

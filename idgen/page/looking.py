@@ -34,7 +34,12 @@ from idgen.pixels import load_image
 from idgen.reference import embed_crop
 
 MAX_PHOTOS = 12
-MAX_PIXELS = 50_000_000  # of one photo: 150 MB once decoded, for each that is looked at
+MAX_PIXELS = 50_000_000  # of one photo: up to 1 GB while one is opened
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L")  # levels of more than 8 bits, which take four times as much
+MAX_DEEP_PIXELS = MAX_PIXELS // 4
+# A JPEG may be refined over and over, 36 bytes a time: 25 MB of that keep a machine busy for hours. libtiff
+# refuses more than 100 scans for this reason (TIFFJPEG, "max_allowed_scan_number"); cameras make about 10.
+MAX_SCANS = 100
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "AVIF", "HEIF")  # none that runs a program
 SIGHT_PX = 1600  # longer side of what a detector is shown
 WHO = {"the only one": "only", "the largest": "largest", "the left one": "left", "the right one": "right"}
@@ -137,20 +142,26 @@ def load_image_head(path: Path, name: str) -> None:
     """Refuse what a stranger may not have opened, before any pixel is.
 
     Raises:
-        ImageError: for another format than `FORMATS`, or more than `MAX_PIXELS`.
+        ImageError: if it is gone, for another format than `FORMATS`, or if it would take too much to open.
     """
     try:
         with Image.open(path) as opened:
-            kind, (width, height) = opened.format, opened.size
+            kind, mode, (width, height) = opened.format, opened.mode, opened.size
+    except FileNotFoundError:
+        raise ImageError(f"no such file: {name}. Uploads are deleted after an hour: add it again") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         return  # HEIC, or what `load_image` explains better
     if kind not in FORMATS:
         raise ImageError(f"{name} is {kind}; give a JPEG, PNG, WebP or HEIC picture")
-    if width * height > MAX_PIXELS:
+    limit = MAX_DEEP_PIXELS if mode in DEEP else MAX_PIXELS
+    if width * height > limit:
+        deep = " with more than 8 bits a level" if mode in DEEP else ""
         raise ImageError(
-            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS / 1e6:.0f} megapixels are opened "
+            f"{name} has {width} x {height} pixels{deep}; at most {limit / 1e6:.0f} megapixels are opened "
             "here. Scale it down first"
         )
+    if kind in ("JPEG", "MPO") and path.read_bytes().count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of more than {MAX_SCANS} scans; save it anew, as a usual JPEG")
 
 
 def _look(path: Path, name: str, detector: Detector, which: str) -> Sight:

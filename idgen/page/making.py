@@ -3,13 +3,12 @@
 Shapes: R rows, each one picture.
 """
 
-import io
-import math
-import threading
+import functools
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,16 @@ from torch import Tensor
 
 from idgen import mini
 from idgen.adapters.checkpoint import AdapterFile
+from idgen.blocklist import Blocklist
 from idgen.diffusion.latents import decode_latents
 from idgen.errors import ConfigError
 from idgen.identity import Identity
 from idgen.metrics.consistency import Eye, Likeness, measure_likeness
 from idgen.opening import Kit, choose_device, model_folder, open_kit, open_model
-from idgen.pipeline import IDPipeline, IDPipelineXL
+from idgen.page.jobs import Job, followed
+from idgen.page.previews import clean_latents, small_webp
+from idgen.page.turns import Place
+from idgen.pipeline import Defaults, IDPipeline, IDPipelineXL
 from idgen.pixels import to_pil
 from idgen.provenance import Provenance, save_picture
 from idgen.runs import model_sha256
@@ -34,9 +37,7 @@ MAX_PICTURES = 8  # of one click
 MAX_PROMPT = 1000  # characters; a text encoder reads about 75 words of it
 MAX_STEPS = 100
 SEED_BOUND = 2**53  # up to which a browser counts exactly
-PREVIEW_PX = 192
 PREVIEW_SHARE = 0.15  # of the time at most that goes into previews
-NOBODY_SECONDS = 60.0  # after which pictures that nobody waits for are given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,30 +138,85 @@ class Made:
     is_blocked: bool = False
 
 
-class _Stopped(Exception):
-    """Nobody wants these pictures any more."""
+Pipe = IDPipeline | IDPipelineXL
 
 
 class Workshop:
-    """A model with its adapter, opened once, that makes one order after the other.
+    """A model with its adapter, that makes one order after the other.
 
     Args:
         kit: what sees faces, and the adapter.
-        pipe: the model.
+        opener: opens the model with the adapter on it, each time anew.
         folder: of the model.
+        place: where models lie, of which one at a time is open; one of its own if not given.
     """
 
-    def __init__(self, kit: Kit, pipe: IDPipeline | IDPipelineXL, *, folder: Path) -> None:
-        self.kit, self.pipe, self.folder = kit, pipe, folder
+    def __init__(
+        self, kit: Kit, opener: Callable[[], Pipe], *, folder: Path, place: Place | None = None
+    ) -> None:
+        self.kit, self.folder = kit, folder
         self.name = "mini" if folder == mini.BASE else folder.name  # as pictures say it
-        self.model_hash = model_sha256(folder)
-        self._turn = threading.Lock()  # a model makes one thing at a time
-        pipe.set_progress_bar_config(disable=True)
+        self._opener, self._place = opener, place or Place()
+        self._pipe: Pipe | None = None
+        self._defaults: Defaults | None = None
+
+    @functools.cached_property
+    def model_hash(self) -> str:
+        """Of the weights, as pictures say it."""
+        return model_sha256(self.folder)
 
     @property
-    def size_px(self) -> int:
-        """Side of its pictures."""
-        return int(self.pipe.unet.config["sample_size"] * self.pipe.vae_scale_factor)
+    def pipe(self) -> Pipe:
+        """The model, while it is open.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if self._pipe is None:
+            raise ValueError(f"the model {self.name} is not open; take a turn first")
+        return self._pipe
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is in memory now."""
+        return self._pipe is not None
+
+    @property
+    def defaults(self) -> Defaults:
+        """Settings that the model likes best; it must have been open once."""
+        if self._pipe is not None:
+            self._defaults = self._pipe.defaults
+        assert self._defaults is not None
+        return self._defaults
+
+    @contextmanager
+    def turn(self, check: Callable[[], object] = lambda: None) -> Iterator[Pipe]:
+        """A block in which the model is open and nobody else uses it.
+
+        Args:
+            check: called now and then while others are before; what it raises leaves the line.
+
+        Raises:
+            IdgenError: if the model cannot be opened; the one before it is open again then.
+        """
+        with self._place.turn(check):
+            self._place.put_on(self)
+            yield self.pipe
+
+    def open_up(self) -> None:
+        """Open the model, and make one small picture: the first one takes longest."""
+        pipe = self._opener()
+        pipe.set_progress_bar_config(disable=True)
+        with torch.no_grad():
+            pipe("a face", seed=0, num_inference_steps=1, guidance_scale=2.0)
+        self._pipe, self._defaults = pipe, pipe.defaults
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._pipe = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def make(self, order: Order, folder: Path) -> Iterator[Progress | list[Made]]:
         """Make the pictures in ``folder``; whoever stops asking stops the work after the step it is in.
@@ -171,24 +227,12 @@ class Workshop:
         Raises:
             IdgenError: what the library raises.
         """
-        job = _Job(order.steps)
 
-        def work() -> None:
-            try:
-                with self._turn, torch.no_grad(), self._editing(order):
-                    job.finish(self._measured(order, self._denoised(order, job), folder))
-            except _Stopped:
-                job.finish([])
-            except BaseException as error:
-                job.fail(error)
+        def work(job: Job[Progress | list[Made]]) -> Progress | list[Made]:
+            with self.turn(job.check), torch.no_grad(), self._editing(order):
+                return self._measured(order, self._denoised(order, _Steps(job, order.steps)), folder)
 
-        worker = threading.Thread(target=work, name="pictures", daemon=True)
-        worker.start()
-        try:
-            yield from job.news()
-        finally:
-            job.stop()
-            worker.join()
+        yield from followed(work, name="pictures", merge=_with_earlier_previews)
 
     @contextmanager
     def _editing(self, order: Order) -> Iterator[None]:
@@ -202,7 +246,7 @@ class Workshop:
         finally:
             self.pipe.unload_wplus_adapter()
 
-    def _denoised(self, order: Order, job: "_Job") -> list[tuple[Row, Image.Image, bool]]:
+    def _denoised(self, order: Order, job: "_Steps") -> list[tuple[Row, Image.Image, bool]]:
         latents: list[Tensor] = []  # before the step and after it
 
         def after_step(_: object, step: int, time: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -215,6 +259,7 @@ class Workshop:
             [row.prompt for row in order.rows],
             negative_prompt=[order.negative] * len(order.rows),
             identity=[row.identity for row in order.rows],
+            blocklist=Blocklist(),  # whoever looked at the photos has checked
             seed=[row.seed for row in order.rows],
             id_scale=[row.id_scale for row in order.rows],
             id_start=order.id_start,
@@ -238,7 +283,7 @@ class Workshop:
             then = int(self.pipe.scheduler.timesteps[step + 1])
             levels = self.pipe.scheduler.alphas_cumprod
             shown = clean_latents(latents[0], shown, float(levels[time]), float(levels[then]))
-        return tuple(_small(to_pil(image)) for image in decode_latents(self.pipe.vae, shown))
+        return tuple(small_webp(to_pil(image)) for image in decode_latents(self.pipe.vae, shown))
 
     def _measured(
         self, order: Order, made: Sequence[tuple[Row, Image.Image, bool]], folder: Path
@@ -268,42 +313,17 @@ class Workshop:
         )
 
 
-def clean_latents(earlier: Tensor, latents: Tensor, a: float, b: float) -> Tensor:
-    """The noise-free latents that a step of DDIM went towards.
+class _Steps:
+    """Tells how far the denoising is, with previews where there is time for them."""
 
-    The step takes ``x = sqrt(a) x0 + sqrt(1 - a) e`` to ``y = sqrt(b) x0 + sqrt(1 - b) e`` (Song et al. 2020,
-    https://arxiv.org/abs/2010.02502, eq. 12 with sigma 0); without e that is
-    ``x0 = (sqrt(1 - a) y - sqrt(1 - b) x) / (sqrt(1 - a) sqrt(b) - sqrt(1 - b) sqrt(a))``.
-
-    Args:
-        earlier: x, before the step.
-        latents: y, after it.
-        a: share of the signal in x, in (0, 1).
-        b: share of the signal in y, in (a, 1].
-    """
-    noise_x, noise_y = math.sqrt(1 - a), math.sqrt(1 - b)
-    return (noise_x * latents - noise_y * earlier) / (noise_x * math.sqrt(b) - noise_y * math.sqrt(a))
-
-
-class _Job:
-    """What the thread that works and the one that waits tell each other: the latest news, no old ones."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self._changed = threading.Condition()
-        self._latest: Progress | list[Made] | BaseException | None = None
-        self._is_stopped = self._is_awaited = False
-        self._began = self._asked = time.monotonic()
+    def __init__(self, job: Job[Progress | list[Made]], steps: int) -> None:
+        self._job, self.steps = job, steps
+        self._began = time.monotonic()
         self._preview_at = 0.0
 
-    # --- the worker's side ---
-
     def report(self, step: int, draw: Callable[[], tuple[bytes, ...]]) -> None:
+        self._job.check()
         now = time.monotonic()
-        if self._is_stopped or not (self._is_awaited or now - self._asked < NOBODY_SECONDS):
-            raise _Stopped
-        if step == 0:
-            self._began = now  # the wait for a turn does not count
         previews: tuple[bytes, ...] = ()
         if 0 < step < self.steps and now >= self._preview_at:
             previews = draw()
@@ -311,48 +331,16 @@ class _Job:
             then = time.monotonic()
             self._preview_at = then + (then - now) / PREVIEW_SHARE
         left = None if step == 0 else (now - self._began) / step * (self.steps - step)
-        self._tell(Progress(step=step, steps=self.steps, seconds_left=left, previews=previews))
-
-    def finish(self, made: list[Made]) -> None:
-        self._tell(made)
-
-    def fail(self, error: BaseException) -> None:
-        self._tell(error)
-
-    def _tell(self, news: Progress | list[Made] | BaseException) -> None:
-        with self._changed:
-            before = self._latest
-            if isinstance(news, Progress) and isinstance(before, Progress) and not news.previews:
-                news = Progress(step=news.step, steps=news.steps, seconds_left=news.seconds_left,
-                                previews=before.previews)  # fmt: skip
-            self._latest = news
-            self._changed.notify_all()
-
-    # --- the side of who waits ---
-
-    def stop(self) -> None:
-        self._is_stopped = True
-
-    def news(self) -> Iterator[Progress | list[Made]]:
-        while True:
-            with self._changed:
-                self._is_awaited = True
-                self._changed.wait_for(lambda: self._latest is not None)
-                news, self._latest = self._latest, None
-                self._is_awaited, self._asked = False, time.monotonic()
-            if isinstance(news, BaseException):
-                raise news
-            assert news is not None
-            yield news
-            if isinstance(news, list):
-                return
+        self._job.tell(Progress(step=step, steps=self.steps, seconds_left=left, previews=previews))
 
 
-def _small(image: Image.Image) -> bytes:
-    image.thumbnail((PREVIEW_PX, PREVIEW_PX))
-    packed = io.BytesIO()
-    image.save(packed, "WEBP", quality=60)
-    return packed.getvalue()
+def _with_earlier_previews(
+    before: Progress | list[Made], now: Progress | list[Made]
+) -> Progress | list[Made]:
+    """News that nobody has heard are overtaken, but for their previews where the later ones have none."""
+    if isinstance(before, Progress) and isinstance(now, Progress) and not now.previews:
+        return replace(now, previews=before.previews)
+    return now
 
 
 def open_workshop(
@@ -364,22 +352,28 @@ def open_workshop(
     detector: str = "mini",
     device: str = "auto",
     precision: str = "auto",
+    place: Place | None = None,
 ) -> Workshop:
-    """Open what is named, as `idgen generate` does, and make one small picture so that the next comes soon.
+    """What is named, found as `idgen generate` finds it; the model itself is opened at the first turn.
+
+    Args:
+        model: as in `model_folder`.
+        adapter: as in `open_kit`, and so are encoder, judge and detector.
+        encoder: likewise.
+        judge: likewise.
+        detector: likewise.
+        device: as in `open_model`, and so is the precision.
+        precision: likewise.
+        place: as for `Workshop`.
 
     Raises:
-        IdgenError: as `open_kit` and `open_model`.
+        IdgenError: as `open_kit`.
     """
     device = choose_device(device)
     folder = model_folder(model)
     kit = open_kit(folder, adapter=adapter, encoder=encoder, judge=judge, detector=detector)
-    pipe = open_model(folder, kit.adapter, device=device, precision=precision)
-    shop = Workshop(kit, pipe, folder=folder)
-    _warm(shop)
-    return shop
 
+    def opener() -> Pipe:
+        return open_model(folder, kit.adapter, device=device, precision=precision)
 
-def _warm(shop: Workshop) -> None:
-    """The first picture of a process takes longest: memory is claimed, kernels are chosen."""
-    with torch.no_grad():
-        shop.pipe("a face", seed=0, num_inference_steps=1, guidance_scale=2.0)
+    return Workshop(kit, opener, folder=folder, place=place)

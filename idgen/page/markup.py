@@ -82,23 +82,27 @@ def sentence(text: str) -> str:
 
 def progress_html(progress: Progress) -> str:
     """A bar, the time that is left, and what is to be seen by now."""
-    share = progress.step / progress.steps
     words = f"Step {progress.step} of {progress.steps}" if progress.step else "Starting"
     if progress.seconds_left is not None and progress.step < progress.steps:
         words += f", about {max(1, round(progress.seconds_left))} s left"
     elif progress.step == progress.steps:
         words = "Looking at the pictures"
-    bar = (
-        f'<div class="bar" role="progressbar" aria-label="Making pictures" aria-valuemin="0" '
-        f'aria-valuemax="{progress.steps}" aria-valuenow="{progress.step}">'
-        f'<div style="width: {share:.1%}"></div></div>'
-    )
+    bar = bar_html(progress.step, progress.steps, "Making pictures")
     drawn = "".join(
         f'<img src="data:image/webp;base64,{base64.b64encode(data).decode()}" alt="picture {i}, unfinished">'
         for i, data in enumerate(progress.previews, 1)
     )
     previews = f'<div class="previews">{drawn}</div>' if drawn else ""
     return f'<div class="making"><p>{words}</p>{bar}{previews}</div>'
+
+
+def bar_html(done: int, total: int, label: str) -> str:
+    """A bar, as far as it is done."""
+    return (
+        f'<div class="bar" role="progressbar" aria-label="{escape(label)}" aria-valuemin="0" '
+        f'aria-valuemax="{total}" aria-valuenow="{done}">'
+        f'<div style="width: {done / max(1, total):.1%}"></div></div>'
+    )
 
 
 def caption(made: Made, encoders: Sequence[FaceEncoder]) -> str:

@@ -19,6 +19,8 @@ PORT = 7860  # gradio's own
 PORTS_TRIED = 100
 MAX_FILE = "25mb"
 WAITING = 40  # clicks in line; further ones are told to come back
+# Gradio lists 10,000 clicks, and counts all of them after each, for a dashboard that is shut here.
+UNCOUNTED = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -172,6 +174,7 @@ def serve(page: "gr.Blocks", address: Address, *, wait: bool = True) -> str:
     Raises:
         ConfigError: if the port was taken meanwhile.
     """
+    os.environ.update(UNCOUNTED)
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     try:
         _, url, _ = page.launch(prevent_thread_lock=True, **launch_settings(address))

@@ -32,7 +32,23 @@ CSS = """
 .previews { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 0.5rem;
   margin-top: 0.75rem }
 .previews img { width: 100%; border-radius: 6px }
+.kept { display: grid; grid-template-columns: repeat(auto-fill, minmax(4rem, 1fr)); gap: 0.4rem;
+  margin-top: 0.75rem }
+.kept img { width: 100%; border-radius: 4px }
+.making .bar + p { margin-top: 0.5rem }
 .verdict p { margin: 0.2rem 0 }
+.report h3 { font-size: 1rem; margin: 1rem 0 0.3rem }
+.report .warned { color: var(--said-doubt) }
+.report .scroll { overflow-x: auto }
+.report table { border-collapse: collapse; width: 100%; font-size: 0.9rem;
+  border: 0 !important }
+.report th, .report td { padding: 0.28rem 0.5rem; border: 0 !important; vertical-align: top;
+  border-bottom: 1px solid var(--border-color-primary) !important; text-align: left }
+.report .number { text-align: right; font-variant-numeric: tabular-nums }
+.report th + th { text-align: right }
+.report small { color: var(--faint); display: block; white-space: nowrap }
+#dataset-gallery .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) !important }
 .outcome:not(:has(.verdict)) .result { display: none }
 .results, .results .grid-wrap { height: auto !important; min-height: 0 !important;
   max-height: none !important }
