@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from idgen.blocklist import Blocklist as Blocklist
     from idgen.errors import IdgenError as IdgenError
     from idgen.identity import Identity as Identity
     from idgen.identity import fuse as fuse
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 # Public name -> module. Loaded on first use, so that `import idgen` costs nothing.
 _HOMES = {
+    "Blocklist": "idgen.blocklist",
     "IDPipeline": "idgen.pipeline",
     "IDPipelineXL": "idgen.pipeline",
     "Identity": "idgen.identity",
@@ -31,7 +33,16 @@ _HOMES = {
     "similarity": "idgen.identity",
 }
 
-__all__ = ["IDPipeline", "IDPipelineXL", "Identity", "IdgenError", "__version__", "fuse", "similarity"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "Blocklist",
+    "IDPipeline",
+    "IDPipelineXL",
+    "Identity",
+    "IdgenError",
+    "__version__",
+    "fuse",
+    "similarity",
+]
 
 
 def __getattr__(name: str) -> object:

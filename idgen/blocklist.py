@@ -263,33 +263,6 @@ class Blocklist:
         )
 
 
-def check_person(
-    identity: Identity,
-    *,
-    encoder: "FaceEncoder | None" = None,
-    path: Path | None = None,
-    threshold: float | None = None,
-    allow_unchecked: bool = False,
-) -> None:
-    """Refuse a person who is on the list at its place: `Blocklist.load` and `Blocklist.check` in one.
-
-    Args:
-        identity: who is meant.
-        encoder: that conditions, if at hand.
-        path: of the list; the user's own if not given.
-        threshold: as for `Blocklist.check`.
-        allow_unchecked: as for `Blocklist.check`.
-
-    Raises:
-        RefusedPersonError: as `Blocklist.check`.
-        EncoderMismatchError: as `Blocklist.check`.
-        ConfigError: as `Blocklist.check`.
-        IdentityError: as `Blocklist.load`.
-    """
-    listed = Blocklist.load(path)
-    listed.check(identity, threshold, encoder=encoder, allow_unchecked=allow_unchecked)
-
-
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name) or not name.isprintable():
         raise ConfigError(f"a name on the list is 1 to 100 printable characters, got {name!r}")

@@ -112,7 +112,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     """Apply ``a.b=c`` assignments (``c`` in YAML) to nested settings, in a copy.
 
     Raises:
-        ConfigError: if an assignment has no ``=``.
+        ConfigError: if an assignment has no ``=``, a value that is no YAML, or a group that is a setting.
     """
     result = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for assignment in assignments:
@@ -123,7 +123,13 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         node = result
         for group in groups:
             node = node.setdefault(group, {})
-        node[last] = yaml.safe_load(text)
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {assignment}: {group} is one setting and no group of them")
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None) or error
+            raise ConfigError(f"--set {assignment}: {text!r} is no value in YAML: {reason}") from None
     return result
 
 

@@ -224,7 +224,7 @@ def put_lora(pipe: IDPipeline | IDPipelineXL, path: Path, scale: float = 1.0) ->
         raise WeightsError(f"{file} holds numbers that are not finite; it is damaged")
     other = f"{file} is a LoRA for another base than this {type(pipe.unet).__name__}"
     try:
-        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="lora")
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="lora")
     except (
         ValueError,
         RuntimeError,

@@ -36,6 +36,7 @@ from idgen.adapters.install import IDAdapter, install_adapter, remove_adapter
 from idgen.adapters.rows import Person
 from idgen.adapters.stages import StageTokens, read_stage_tokens, staged
 from idgen.adapters.wplus import WPlusAdapter
+from idgen.blocklist import Blocklist
 from idgen.config import from_mapping, nearest
 from idgen.errors import ConfigError, ModelNotFoundError, WeightsError
 from idgen.identity import Identity
@@ -213,6 +214,7 @@ class IdentityMixin(DiffusionPipeline):
         guidance_scale: float | None = None,
         id_guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        blocklist: Blocklist | None = None,
         **settings: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - what the diffusers pipeline returns
         """Make pictures: row i shows ``identity[i]`` as ``prompt[i]`` asks, from a seed of its own.
@@ -236,12 +238,16 @@ class IdentityMixin(DiffusionPipeline):
             id_guidance_scale: of the identity apart from the text's: ``u + guidance_scale (t - u) +
                 id_guidance_scale (ti - t)``, at half as much work again. As the text's where None.
             num_images_per_prompt: pictures a row.
+            blocklist: people who refused; the user's own list if not given. An empty one is for who checked
+                before, as the commands do.
             settings: everything else that the diffusers pipeline takes; prompts may be one or one a row.
 
         Raises:
             ConfigError: if a value is out of range, lists differ in length, or no adapter is loaded.
             IdentityError: if somebody has nothing that a loaded adapter reads.
-            EncoderMismatchError: if an identity is of another encoder than the adapter's.
+            EncoderMismatchError: if an identity is of another encoder than the adapter's, or cannot be
+                compared with people who refused.
+            RefusedPersonError: if somebody refused.
         """
         defaults = self.defaults
         call = read_call(
@@ -257,6 +263,7 @@ class IdentityMixin(DiffusionPipeline):
             },
             identity,
         )
+        _refuse(call.persons, Blocklist.load() if blocklist is None else blocklist)
         schedules = {
             _FACE: call.schedule("id", id_scale, id_start, id_end, id_layers),
             _WPLUS: call.schedule("wplus", wplus_scale, wplus_start, wplus_end, wplus_layers),
@@ -296,6 +303,12 @@ class IDPipelineXL(IdentityMixin, StableDiffusionXLPipeline):  # pyright: ignore
     """Stable Diffusion XL with an identity a row."""
 
     model_defaults: ClassVar[Defaults] = Defaults(guidance_scale=5.0)
+
+
+def _refuse(persons: Sequence[Person], blocklist: Blocklist) -> None:
+    references = [p if isinstance(p, Sequence) else [p] for p in persons if p is not None]
+    for identity in {id(one): one for several in references for one in several}.values():
+        blocklist.check(identity)
 
 
 def open_pipeline(model: str | Path, **settings: Any) -> IDPipeline | IDPipelineXL:  # noqa: ANN401

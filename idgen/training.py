@@ -1,6 +1,7 @@
 """What every training program shares: the run folder, progress, the moving average and the data's order."""
 
 import json
+import pickle
 import platform
 import subprocess
 import time
@@ -62,12 +63,19 @@ class TrainingRun:
             )
 
     def rewind(self, name: str, step: int) -> None:
-        """Drop what the log says of steps after ``step``: a run that was killed does them again."""
+        """Drop what the log says of steps after ``step``: a run that was killed does them again.
+
+        Raises:
+            RunFolderError: if the log is damaged.
+        """
         path = self.folder / f"{name}.jsonl"
         if path.exists():
             # the last line may be cut off where the process was killed while it wrote
-            lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            try:
+                lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+                kept = [line for line in lines if json.loads(line)["step"] <= step]
+            except (ValueError, KeyError, TypeError):
+                raise RunFolderError(f"{path} is damaged; move it away to go on without it") from None
             write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
     def log(self, name: str, progress: Progress, terms: Mapping[str, float]) -> None:
@@ -90,9 +98,19 @@ class TrainingRun:
         return step % CHECKPOINT_EVERY == 0 or step == last
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """The checkpoint of that name, or None if there is none yet."""
+        """The checkpoint of that name, or None if there is none yet.
+
+        Raises:
+            RunFolderError: if it is damaged.
+        """
         path = self.folder / f"{name}.pt"
-        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise RunFolderError(f"{path} is damaged; delete it to begin anew: {reason}") from None
 
 
 def store_halves(path: Path) -> None:

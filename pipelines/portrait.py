@@ -191,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.start(describe_run(settings, folder, reference) | {"edits": list(map(asdict, effects))})
         with run.saying_how_far():
             make_pictures(pipe, settings, kit, reference, identity, run)
-    edits = describe_edits(run.details["edits"])
-    write_sheet(run, reference, kit.encoders, config.prompt, edits)
+    write_sheet(run, reference, kit.encoders, config.prompt, edits := describe_edits(run.details["edits"]))
     print("\n".join([*edits, summary(run, kit.encoders)]))
 
 
@@ -346,6 +345,7 @@ def denoise(
     on_step: Callable[[], object],
 ) -> tuple[list["Image.Image"], list[bool]]:
     """The pictures of one micro-batch, and which of them the model's safety checker made black."""
+    from idgen.blocklist import Blocklist
 
     def step(_pipe: object, _step: int, _timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
         on_step()
@@ -356,6 +356,7 @@ def denoise(
         [settings.prompt] * len(batch),
         negative_prompt=[settings.negative] * len(batch),
         identity=identity,
+        blocklist=Blocklist(),  # read_person has checked
         seed=[settings.seed + index for index in batch],
         id_scale=settings.id_scale,
         id_start=settings.id_start,

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from idgen import blocklist, cli
-from idgen.blocklist import Blocklist, check_person, default_path
+from idgen.blocklist import Blocklist, default_path
 from idgen.encoders.arcface import judge_encoder, mini_encoder
 from idgen.encoders.card import read_encoder_card
 from idgen.errors import (
@@ -220,13 +220,13 @@ def test_where_the_list_lies(tmp_path: Path, own_data: Path, monkeypatch: pytest
 
 def test_a_list_that_was_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Blocklist.load()) == 0  # nobody has refused yet
-    check_person(towards(1))
+    Blocklist.load().check(towards(1))
     message = "no list of people who refused at .*nobody would be checked"
     with pytest.raises(IdentityError, match=message):
         Blocklist.load(tmp_path / "lsit.safetensors")
     monkeypatch.setenv(blocklist.VARIABLE, str(tmp_path / "lsit.safetensors"))
     with pytest.raises(IdentityError, match=message):
-        check_person(towards(1))
+        Blocklist.load().check(towards(1))
     assert len(Blocklist.load(may_be_missing=True)) == 0
 
 
@@ -236,11 +236,11 @@ def test_one_call_refuses_by_the_users_own_list(own_data: Path) -> None:
     listed.add(towards(1, mini_encoder().id, 128), "Ann")
     listed.save()
     with pytest.raises(RefusedPersonError, match="'Ann'"):
-        check_person(towards(0.9, mini_encoder().id, 128))
-    check_person(towards(0.1, mini_encoder().id, 128), encoder=mini_encoder())
+        Blocklist.load().check(towards(0.9, mini_encoder().id, 128))
+    Blocklist.load().check(towards(0.1, mini_encoder().id, 128), encoder=mini_encoder())
     with pytest.raises(EncoderMismatchError, match="not checked"):
-        check_person(towards(0.9))
-    check_person(towards(0.9), allow_unchecked=True)
+        Blocklist.load().check(towards(0.9))
+    Blocklist.load().check(towards(0.9), allow_unchecked=True)
 
 
 def _write(path: Path, head: dict[str, str]) -> None:
@@ -325,7 +325,7 @@ def test_a_photo_is_put_on_the_list_shown_and_taken_off(
 
     cli.main(["embed", str(photo), "--out", str(tmp_path / "who.safetensors")])
     with pytest.raises(RefusedPersonError):
-        check_person(Identity.load(tmp_path / "who.safetensors"))
+        Blocklist.load().check(Identity.load(tmp_path / "who.safetensors"))
 
     assert run("add", photo, "--name", "Ann", "--encoder", "judge")[0] == 0
     code, out, _ = run("show")
@@ -338,7 +338,7 @@ def test_a_photo_is_put_on_the_list_shown_and_taken_off(
     assert code == 2
     assert "nobody called 'Anm' is on the list; did you mean 'Ann'?" in err
     assert run("remove", "Ann") == (0, f"{own_data}: Ann is off the list; 0 left\n", "")
-    check_person(Identity.load(tmp_path / "who.safetensors"))
+    Blocklist.load().check(Identity.load(tmp_path / "who.safetensors"))
 
 
 def test_several_encoders_and_photos_at_once(run: Run, photo: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from idgen import cli
-from idgen.config import Parser
+from idgen.config import Parser, override
+from idgen.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {
@@ -245,3 +246,19 @@ def test_words_that_look_like_options_can_be_values() -> None:
 def test_a_training_program_goes_by_the_name_of_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/train/mini.py"])
     assert Parser().prog == "idgen train mini"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("rate", "--set takes NAME=VALUE, got 'rate'"),
+        ("steps.many=1", "steps is one setting and no group of them"),
+        ("rate=[", r"'\[' is no value in YAML"),
+    ],
+)
+def test_a_setting_that_cannot_be_set_is_said(assignment: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        override({"steps": 3}, [assignment])
+    assert override({"steps": 3}, ["optimizer.rate=1e-3", "steps=4"]) == {
+        "steps": 4, "optimizer": {"rate": "1e-3"}
+    }  # fmt: skip

@@ -94,6 +94,12 @@ def test_csv_with_a_folder_and_with_a_table(lfw: Path, tmp_path: Path) -> None:
     assert named(listed, tmp_path / "all.parquet") == expected
 
 
+def test_csv_that_is_not_in_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_bytes("file_a,file_b,same\nä.jpg,b.jpg,1\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"bad\.csv is no CSV in UTF-8"):
+        read_pairs(tmp_path / "bad.csv", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -30,7 +30,15 @@ from idgen import mini
 from idgen.adapters.call import picture_seeds
 from idgen.adapters.card import AdapterCard
 from idgen.adapters.checkpoint import write_adapter
-from idgen.errors import ConfigError, EncoderMismatchError, ModelNotFoundError, WeightsError
+from idgen.blocklist import VARIABLE, Blocklist
+from idgen.encoders.arcface import mini_encoder
+from idgen.errors import (
+    ConfigError,
+    EncoderMismatchError,
+    ModelNotFoundError,
+    RefusedPersonError,
+    WeightsError,
+)
 from idgen.identity import Identity
 from idgen.pipeline import Defaults, IDPipeline, IDPipelineXL, open_pipeline
 
@@ -452,6 +460,30 @@ def test_face_vectors_of_another_encoder_are_refused_and_both_named(pipe: IDPipe
         EncoderMismatchError, match=r"width 9, but the adapter who\.safetensors reads width 8"
     ):
         latents(pipe, identity=person(1, dim=9))
+
+
+def test_somebody_who_refused_is_not_drawn_and_who_cannot_be_compared_neither(
+    pipe: IDPipeline, person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eye = mini_encoder().id
+    ann = Identity.from_vector(np.eye(128)[0], eye)
+    listed = Blocklist(path=tmp_path / "refused.safetensors")
+    listed.add(ann, "Ann")
+    listed.save()
+    monkeypatch.setenv(VARIABLE, str(listed.path))
+    with pytest.raises(RefusedPersonError, match="this is 'Ann', who refused"):
+        latents(pipe, ["a face", "a face"], identity=[None, [ann]])
+    with pytest.raises(EncoderMismatchError, match=r"not checked against people who refused: 'Ann'"):
+        latents(pipe, identity=person(0))
+    for others in (
+        Blocklist(),
+        Blocklist({"Bob": person(1)}),
+    ):  # the caller's own list stands in for the user's
+        others._thresholds[person(1).face_vector.encoder] = 0.9
+        assert latents(pipe, identity=person(0), blocklist=others).isfinite().all()
+    with pytest.raises(RefusedPersonError, match="this is 'Bob'"):
+        latents(pipe, identity=person(1), blocklist=others)
+    assert latents(pipe).isfinite().all()  # nobody
 
 
 def test_an_identity_needs_an_adapter(pipe: IDPipeline, person: Person) -> None:

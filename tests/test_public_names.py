@@ -10,7 +10,10 @@ import pytest
 import idgen
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = ["IDPipeline", "IDPipelineXL", "Identity", "IdgenError", "__version__", "fuse", "similarity"]
+PUBLIC = [
+    *("Blocklist", "IDPipeline", "IDPipelineXL", "Identity", "IdgenError"),
+    *("__version__", "fuse", "similarity"),
+]
 
 
 def test_the_public_names_are_these() -> None:

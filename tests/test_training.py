@@ -37,6 +37,20 @@ def test_checkpoints_come_back_whole(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_damaged_checkpoint_or_log_is_named(tmp_path: Path) -> None:
+    run = TrainingRun(tmp_path, Settings())
+    run.save("weights", {"w": torch.arange(3000)})
+    whole = (tmp_path / "weights.pt").read_bytes()
+    for damaged in (whole[:2000], b"", b"no checkpoint"):
+        (tmp_path / "weights.pt").write_bytes(damaged)
+        with pytest.raises(RunFolderError, match=r"weights\.pt is damaged; delete it to begin anew"):
+            run.load("weights")
+    for line in (b'{"loss": 1}\n', b'{"step": \xff}\n', b"3}\n"):
+        (tmp_path / "train.jsonl").write_bytes(line)
+        with pytest.raises(RunFolderError, match=r"train\.jsonl is damaged"):
+            run.rewind("train", 1)
+
+
 def test_weights_in_bytes_compute_almost_the_same_in_a_quarter(tmp_path: Path) -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(1024, 8)

@@ -54,7 +54,7 @@ from idgen.tuning.captions import Captions
 from idgen.tuning.corpus import Corpus, Probes, check_divisible, join, part_of, run_step
 from idgen.tuning.memory import MemoryPlan, trained_bytes, weight_bytes
 from idgen.tuning.optimize import Optimization, OptimizerConfig
-from idgen.tuning.samples import Judges, Sitter, draw_samples
+from idgen.tuning.samples import Judges, Sitter, draw_samples, may_be_drawn
 from idgen.tuning.studio import FramingName, face_reader, open_studio, step_activations
 
 
@@ -221,6 +221,8 @@ def prepare_samples(
         if vectors is None:  # nobody to see on this one
             continue
         who = Identity.from_vector(vectors[0], studio.encoder.id)
+        if not may_be_drawn(who, studio.encoder):
+            continue
         if studio.wplus is not None:
             who = Identity((code_of(people.pictures[rows[0]], studio, studio.wplus, aligned=config.aligned),))
         sitters.append(Sitter(prompt=config.samples.prompt, references=vectors, identity=who))

@@ -19,14 +19,16 @@ import torch
 from accelerate import Accelerator
 
 from idgen.adapters.stages import STAGE_TOKENS_NAME, StageTokens, write_stage_tokens
+from idgen.blocklist import Blocklist
 from idgen.config import program_arguments
 from idgen.data.pictures import Picture, read_pictures
 from idgen.diffusion.denoiser import Denoiser, encode_texts, picture_px
 from idgen.diffusion.prediction import NoiseSchedule
 from idgen.diffusion.rollout import RolloutConfig
 from idgen.encoders.arcface import load_encoder
+from idgen.encoders.base import FaceEncoder
 from idgen.errors import ConfigError, FaceError
-from idgen.identity import mean_similarity
+from idgen.identity import Identity, mean_similarity
 from idgen.objectives.config import TermsConfig, build_terms
 from idgen.objectives.terms import DenoisingConfig, weighed
 from idgen.opening import hide_loading_bars, model_folder
@@ -153,6 +155,13 @@ def refuse_strangers(portraits: Portraits, config: LoraConfig) -> list[int]:
     return (~is_other).nonzero()[0].tolist()
 
 
+def refuse_listed(vectors: "Tensor", encoder: FaceEncoder) -> None:
+    """Nothing is trained to draw somebody who refused, as far as they can be compared."""
+    mean = torch.nn.functional.normalize(vectors.mean(dim=0), dim=0)
+    who = Identity.from_vector(mean.numpy(), encoder.id)
+    Blocklist.load().check(who, encoder=encoder, allow_unchecked=True)
+
+
 def prior_of(config: LoraConfig, pipe: IDPipeline | IDPipelineXL, store: Path) -> tuple[Picture, ...]:
     """The prior pictures: the user's, or drawn by the model."""
     settings = config.prior
@@ -173,6 +182,7 @@ def build_corpus(
     for name in portraits.skipped:
         print(f"idgen: left out, since it cannot be used: {name}", file=sys.stderr)
     own = refuse_strangers(portraits, config)
+    refuse_listed(portraits.id_embedding[own], studio.encoder)
     portraits = portraits.subset(own)
     if len(portraits) < 2:
         raise ConfigError(f"{config.photos} holds {len(portraits)} photos that can be used; two are needed")

@@ -97,12 +97,26 @@ def _collect(rows: Iterable[tuple[str, str, bool, int]], known: dict[str, Pictur
 
 
 def _read_csv(path: Path, source: Path) -> PairList:
+    try:
+        rows = _csv_rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} is no CSV in UTF-8: {error}") from None
+    if source.suffix == ".parquet":
+        known = {picture.name: picture for picture in read_pictures(source).pictures}
+    else:
+        names = {name for a, b, *_ in rows for name in (a, b)}
+        files = {name: source / name for name in names}
+        known = {name: Picture(identity="", name=name, path=f) for name, f in files.items() if f.is_file()}
+    return _collect(rows, known, path)
+
+
+def _csv_rows(path: Path) -> list[tuple[str, str, bool, int]]:
+    rows = []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = {"file_a", "file_b", "same"} - set(reader.fieldnames or ())
         if missing:
             raise ConfigError(f"{path} lacks the columns {', '.join(sorted(missing))}")
-        rows = []
         for line, row in enumerate(reader, 2):
             said = str(row["same"]).strip().lower()
             if said not in SAME:
@@ -111,13 +125,7 @@ def _read_csv(path: Path, source: Path) -> PairList:
             if not group.lstrip("-").isdecimal():
                 raise ConfigError(f"line {line} of {path}: fold must be a whole number, got {group!r}")
             rows.append((row["file_a"], row["file_b"], SAME[said], int(group)))
-    if source.suffix == ".parquet":
-        known = {picture.name: picture for picture in read_pictures(source).pictures}
-    else:
-        names = {name for a, b, *_ in rows for name in (a, b)}
-        files = {name: source / name for name in names}
-        known = {name: Picture(identity="", name=name, path=f) for name, f in files.items() if f.is_file()}
-    return _collect(rows, known, path)
+    return rows
 
 
 def _read_lfw(path: Path, root: Path) -> PairList:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from idgen.errors import ConfigError, ImageError
 from idgen.pixels import MAX_PIXELS, load_image, to_rgb
@@ -116,6 +116,8 @@ class Picture:
                     return to_rgb(ImageOps.exif_transpose(opened))
         except ImageError:
             raise
+        except UnidentifiedImageError:  # whose text names the buffer, which nobody knows
+            raise ImageError(f"the picture {self.name!r} of the table is damaged, or no picture") from None
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise ImageError(f"the picture {self.name!r} of the table is damaged: {error}") from None
 
@@ -280,6 +282,8 @@ def _of_row(table: Path, row: dict[str, Any], number: int) -> Picture:
     cell = row.get("image", row.get("bytes"))
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     relative = row.get("path") or (cell.get("path") if isinstance(cell, dict) else None)
+    if row["identity"] is None:
+        raise ConfigError(f"row {number} of {table} has no identity")
     if data is None and not relative:
         raise ConfigError(f"row {number} of {table} has neither bytes nor a path")
     return Picture(

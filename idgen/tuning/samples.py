@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from idgen.blocklist import Blocklist
 from idgen.data.pictures import Picture
 from idgen.encoders.base import FaceEncoder
 from idgen.encoders.gallery import embed_pictures
+from idgen.errors import RefusedPersonError
 from idgen.faces.detect import Detector
 from idgen.identity import Identity
 from idgen.metrics.consistency import Eye, Likeness, measure_likeness
@@ -69,6 +71,15 @@ class Judges:
         return [mean / np.linalg.norm(mean) for mean in means]
 
 
+def may_be_drawn(person: Identity, encoder: FaceEncoder) -> bool:
+    """Whether somebody is not on the list of people who refused, as far as they can be compared."""
+    try:
+        Blocklist.load().check(person, encoder=encoder, allow_unchecked=True)
+    except RefusedPersonError:
+        return False
+    return True
+
+
 @torch.no_grad()
 def draw_samples(
     pipe: IDPipeline | IDPipelineXL,
@@ -98,7 +109,7 @@ def draw_samples(
     seen: list[Likeness] = []
     tiles, images = [], []
     for i, sitter in enumerate(sitters):
-        image = pipe(sitter.prompt, identity=sitter.identity, seed=seed + i).images[0]
+        image = pipe(sitter.prompt, identity=sitter.identity, seed=seed + i, blocklist=Blocklist()).images[0]
         images.append(to_tensor(image))
         eyes = {
             encoder.id: Eye(encode=lambda crops, e=encoder: e.encode(crops).unit, reference=vector)
