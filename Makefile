@@ -1,6 +1,7 @@
 # make demo   install everything, make pictures of a real person, say where they are
 # make test   install everything, run the tests
 # make check  lint and test: what CI runs
+# make docs   build the reference of the library from its docstrings
 # make clean  remove what the others made; .venv stays (make VENV=... for another one)
 
 VENV ?= .venv
@@ -9,7 +10,7 @@ READY := $(VENV)/.idgen-is-installed
 PICTURES := demo/pictures
 WORKERS ?= 2
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo test lint check docs clean
 
 setup: $(READY)
 
@@ -35,6 +36,9 @@ lint: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint test
+
+docs: $(READY)
+	$(BIN)/python docs/reference.py --out build/reference
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache

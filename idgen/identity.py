@@ -162,7 +162,7 @@ class Identity:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read what `Identity.save` wrote.
 
         Raises:
             IdentityError: if the file is missing, no identity, damaged, or written by a newer idgen.

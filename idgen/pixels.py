@@ -56,7 +56,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _register_heif(path: Path, head: bytes) -> None:
-    """Phones give HEIC any name, so the content decides: an ISO media file (`ftyp`) of a HEIF brand."""
+    """Phones give HEIC any name, so the content decides: an ISO media file (``ftyp``) of a HEIF brand."""
     brands = (b"heic", b"heix", b"heim", b"mif1")
     is_heif = head[4:8] == b"ftyp" and any(brand in head[8:] for brand in brands)
     if not is_heif or b"avif" in head:

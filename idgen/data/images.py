@@ -1,4 +1,4 @@
-"""Labelled face pictures from a Parquet file (what Hugging Face `datasets` calls an Image feature)."""
+"""Labelled face pictures from a Parquet file (what Hugging Face ``datasets`` calls an Image feature)."""
 
 import io
 import os

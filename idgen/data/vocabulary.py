@@ -24,8 +24,8 @@ def learn_vocabulary(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Byte-pair merges until every word is one token (Sennrich et al. 2016, algorithm 1).
 
     The same words give the same vocabulary: ties go to the pair that comes first in the alphabet. (The
-    trainer of the `tokenizers` package breaks ties differently from run to run, and a model trained with one
-    vocabulary understands nothing in another.)
+    trainer of the ``tokenizers`` package breaks ties differently from run to run, and a model trained with
+    one vocabulary understands nothing in another.)
 
     Args:
         words: lower case, of ASCII letters; repetitions count.

@@ -36,7 +36,7 @@ def similarity_matrix(source: Tensor, target: Tensor) -> Tensor:
         target: (B, N, 2) or (N, 2) points.
 
     Returns:
-        (B, 2, 3) matrices M with ``target ~ M @ [x, y, 1]``: what `cv2.warpAffine` takes.
+        (B, 2, 3) matrices M with ``target ~ M @ [x, y, 1]``: what ``cv2.warpAffine`` takes.
 
     Raises:
         FaceError: if all points of a source coincide, so that no rotation is defined.
@@ -106,7 +106,7 @@ def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
 def warp(
     image: Tensor, matrix: Tensor, size_px: int, *, outside: Literal["zeros", "reflection"] = "zeros"
 ) -> Tensor:
-    """Bilinear warp: `cv2.warpAffine` without its rounding to 1/32 pixel.
+    """Bilinear warp: ``cv2.warpAffine`` without its rounding to 1/32 pixel.
 
     Args:
         image: (B, C, H, W), any range.

@@ -1,7 +1,7 @@
 """Detectors of faces behind one Protocol, by name.
 
-The networks have modules of their own, which are imported when a detector is built: `scrfd`, `yunet`,
-`insightface_detector`.
+The networks have modules of their own, which are imported when a detector is built: `idgen.faces.scrfd`,
+`idgen.faces.yunet`, `idgen.faces.insightface_detector`.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def _mini() -> Detector:
 
 @detectors.register("scrfd")
 def _scrfd(*, path: str | Path) -> Detector:
-    """A user's ONNX file with the outputs of SCRFD, such as `det_10g.onnx` of insightface's packs."""
+    """A user's ONNX file with the outputs of SCRFD, such as ``det_10g.onnx`` of insightface's packs."""
     from idgen.faces.scrfd import ScrfdDetector
 
     return ScrfdDetector(Path(path))

@@ -71,7 +71,7 @@ def _face_analysis() -> Any:  # noqa: ANN401 - insightface has no types
 
 
 class InsightfaceDetector:
-    """`insightface.app.FaceAnalysis` with its detector alone, at its default sizes."""
+    """``insightface.app.FaceAnalysis`` with its detector alone, at its default sizes."""
 
     licence = "insightface packs: non-commercial research only"
 

@@ -182,7 +182,7 @@ def crop_at(
     """`face_crop` by the landmarks (5, 2) alone, and where these lie in the crop.
 
     Where the face is more than twice the size of the crop, its pixels are averaged in whole blocks first, so
-    that every pixel counts; otherwise the warp equals insightface's `norm_crop`.
+    that every pixel counts; otherwise the warp equals insightface's ``norm_crop``.
 
     Returns:
         (3, S, S) in [0, 1] with S = size_px + 2 margin_px, and (5, 2) float32 in pixels of it.

@@ -44,8 +44,8 @@ def decode(centres: np.ndarray, distances: np.ndarray, offsets: np.ndarray) -> t
 class ScrfdDetector:
     """An ONNX file with nine outputs: scores, box distances and landmark offsets at strides 8, 16 and 32.
 
-    Input is one picture, RGB, ``(x - 127.5) / 128``. Decoding equals `insightface.model_zoo.SCRFD`, of which
-    this is an own implementation that needs neither insightface nor OpenCV. A picture is scaled with
+    Input is one picture, RGB, ``(x - 127.5) / 128``. Decoding equals ``insightface.model_zoo.SCRFD``, of
+    which this is an own implementation that needs neither insightface nor OpenCV. A picture is scaled with
     smoothing, where insightface samples it, so that large photos differ by a fraction of a pixel.
     """
 

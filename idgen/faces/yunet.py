@@ -16,7 +16,7 @@ NMS_OVERLAP = 0.3  # as in OpenCV's FaceDetectorYN
 
 
 class YunetDetector:
-    """The export with outputs `cls`, `obj`, `bbox` and `kps` of each stride (libfacedetection.train).
+    """The export with outputs ``cls``, ``obj``, ``bbox`` and ``kps`` of each stride (libfacedetection.train).
 
     Unlike OpenCV's wrapper it scales every picture to one size, so that the largest and the smallest face it
     can see are shares of the picture.

@@ -69,7 +69,7 @@ def edit_captions(captions: Sequence[str], edits: Sequence[str], rng: np.random.
     One a caption and not all of them, since every text is encoded and kept.
 
     Args:
-        captions: details stand between ", ", as `data.captions.caption` writes them; may be empty.
+        captions: details stand between ", ", as `idgen.data.captions.caption` writes them; may be empty.
         edits: to choose from; one that a caption already says would change nothing, and is not taken while
             there are others.
         rng: decides.
@@ -155,7 +155,7 @@ def attention_reader(
     """The ``attend`` of a `Step`: runs the UNet again and reads its text attention.
 
     Args:
-        denoiser: whose UNet has an adapter, as `tuning.adapter.AdaptedUnet`.
+        denoiser: whose UNet has an adapter, as `idgen.tuning.adapter.AdaptedUnet`.
         noisy: (B, ...) what the model saw.
         timesteps: (B,).
         plain_rows: (B,) rows of the denoiser's texts: the captions.

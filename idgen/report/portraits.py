@@ -23,7 +23,7 @@ def write_sheet(
     prompt: str,
     notes: Sequence[str] = (),
 ) -> None:
-    """`sheet.png`: the reference beside the pictures, similarity by each encoder under each."""
+    """``sheet.png``: the reference beside the pictures, similarity by each encoder under each."""
     tiles = []
     for index in range(min(run.count, SHEET_LIMIT)):
         with Image.open(run.path(index)) as image:

@@ -92,7 +92,7 @@ class Optimization:
             run: folder of the run; None in processes that write nothing.
             config: settings.
             accelerator: devices, processes, precision.
-            model: holds the weights that train; `self.model` is what the loop must call.
+            model: holds the weights that train; ``self.model`` is what the loop must call.
             trained: those weights, by name.
         """
         self.run, self.config, self.accelerator, self.trained = run, config, accelerator, trained
