@@ -32,9 +32,9 @@ import numpy as np
 from PIL import Image
 
 from idgen.config import Parser
-from idgen.data.images import load_faces
+from idgen.data.images import FaceTable, load_faces
 from idgen.encoders.base import FaceEncoder
-from idgen.faces.detect import Detector
+from idgen.faces.detect import Detector, load_detector
 from idgen.metrics.consistency import find_crop
 from idgen.opening import model_folder, open_kit
 from idgen.provenance import read_provenance
@@ -195,6 +195,19 @@ def rows_of(
     return rows
 
 
+def invite(table: FaceTable, place: Path, clients: int) -> list[Visitor]:
+    """One client a person, of the first people on whose photo the page will find a face."""
+    detector, visitors = load_detector("mini"), []
+    for rows in table.people().values():
+        photo = Image.fromarray(table.images[rows[0]]).resize((PHOTO_PX, PHOTO_PX))
+        if len(visitors) < clients and find_crop(photo, detector) is not None:
+            folder = place / f"visitor-{len(visitors)}"
+            folder.mkdir()
+            photo.save(folder / "photo.png")
+            visitors.append(Visitor(len(visitors), folder / "photo.png", folder))
+    return visitors
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the page, send the visitors, print what they met."""
     parser = Parser(description=__doc__)
@@ -205,16 +218,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=7990, help="of the page (7990)")
     options = parser.parse_args(argv)
     table = load_faces(options.faces)
-    rows = [rows[0] for rows in table.people().values()][: options.clients]
     with tempfile.TemporaryDirectory() as place:
         kept = Path(place) / "page"
         kept.mkdir()
-        visitors = []
-        for number, row in enumerate(rows):
-            folder = Path(place) / f"visitor-{number}"
-            folder.mkdir()
-            Image.fromarray(table.images[row]).resize((PHOTO_PX, PHOTO_PX)).save(folder / "photo.png")
-            visitors.append(Visitor(number, folder / "photo.png", folder))
+        visitors = invite(table, Path(place), options.clients)
         with page(options.port, kept) as (url, process):
             held = visit(visitors, url, process, options)
             same = [visitor.comes_back(url, options.steps) for visitor in visitors if visitor.pictures]
