@@ -17,26 +17,29 @@ import numpy as np
 
 from idgen.config import Parser
 from idgen.data.pairs import PairList, folds_of, read_pairs
-from idgen.encoders.arcface import load_encoder
+from idgen.encoders.arcface import load_encoder, told_apart
 from idgen.encoders.base import FaceEncoder
 from idgen.encoders.flipped import FlipTest
 from idgen.encoders.gallery import embed_pictures
 from idgen.faces.detect import load_detector
+from idgen.metrics.bootstrap import paired_difference
 from idgen.metrics.scores import NUM_BINS
 from idgen.metrics.verification import (
     best_threshold,
-    fold_accuracies,
-    grid_fold_accuracies,
+    decided_rightly,
+    fold_means,
+    grid_decided_rightly,
     roc,
     standard_error,
     tar_at_far,
 )
 from idgen.report.document import Figure, Measure, Report, Table
+from idgen.report.format import number
 from idgen.report.plots import distribution_figure, roc_figure
 from idgen.report.write import publish
 
 FARS = (0.1, 0.01, 0.001)
-PROTOCOLS = {"exact": fold_accuracies, "arcface": grid_fold_accuracies}
+PROTOCOLS = {"exact": decided_rightly, "arcface": grid_decided_rightly}
 NUM_FOLDS = 10
 
 
@@ -46,6 +49,7 @@ class Findings:
 
     name: str
     similarity: np.ndarray  # (P,)
+    right: np.ndarray  # (P,) whether the protocol decides it rightly
     accuracies: np.ndarray  # (folds,)
     threshold: float  # best on all pairs
     far: np.ndarray
@@ -56,7 +60,8 @@ class Findings:
 def judge(name: str, vectors: np.ndarray, pairs: PairList, fold: np.ndarray, grid: str) -> Findings:
     """All numbers of one encoder; ``vectors`` (number of pictures, D) of unit length, or zero."""
     similarity = np.einsum("pd,pd->p", vectors[pairs.first], vectors[pairs.second], dtype=np.float64)
-    accuracies = PROTOCOLS[grid](similarity, pairs.same, fold)
+    right = PROTOCOLS[grid](similarity, pairs.same, fold)
+    accuracies = fold_means(right, fold)
     far, tar, _ = roc(similarity, pairs.same)
     error = standard_error(accuracies)
     mean = float(accuracies.mean())
@@ -71,12 +76,33 @@ def judge(name: str, vectors: np.ndarray, pairs: PairList, fold: np.ndarray, gri
     return Findings(
         name=name,
         similarity=similarity,
+        right=right,
         accuracies=accuracies,
         threshold=measures["best threshold"].value,
         far=far,
         tar=tar,
         measures=measures,
     )
+
+
+def pair_by_pair(findings: Sequence[Findings]) -> tuple[Table, dict[str, Measure]]:
+    """The first against each other one on the same pairs."""
+    first, *others = findings
+    rows, measures = [], {}
+    for other in others:
+        found = paired_difference(first.accuracies, other.accuracies)
+        difference = Measure(value=found.mean, interval=found.interval, note=f"p = {number(found.p)}")
+        only_other, only_first = (other.right & ~first.right).sum(), (first.right & ~other.right).sum()
+        rows.append((other.name, difference, int(only_other), int(only_first), found.p))
+        measures[f"{other.name}/accuracy less {first.name}"] = difference
+    table = Table(
+        title=f"Pair by pair against {first.name}",
+        columns=("encoder", "difference in accuracy", "right by it alone", f"by {first.name} alone", "p"),
+        rows=tuple(rows),
+        note="By paired bootstrap over the folds, whose people are disjoint: pairs of one person are not "
+        "independent.",
+    )
+    return table, measures
 
 
 def figures(findings: Sequence[Findings], same: np.ndarray) -> list[Figure]:
@@ -96,7 +122,7 @@ def evaluate(options: argparse.Namespace) -> Report:
     """Everything but writing."""
     pairs = read_pairs(options.pairs, options.pictures)
     fold = folds_of(pairs)
-    encoders: list[FaceEncoder] = [load_encoder(spec) for spec in options.encoder or ["mini"]]
+    encoders: list[FaceEncoder] = [*told_apart(map(load_encoder, options.encoder or ["mini"]))]
     if options.flip_test:
         encoders = [FlipTest(encoder) for encoder in encoders]
     aligned = options.aligned or options.pairs.suffix == ".bin"
@@ -116,6 +142,11 @@ def evaluate(options: argparse.Namespace) -> Report:
         + ("(insightface's grid of 400 squared distances)" if options.grid == "arcface" else "(exact)")
         + "; its interval is 1.96 standard errors over folds. The best threshold is the one on all pairs.",
     )
+    sections, measures = [table], {f"{f.name}/{name}": m for f in findings for name, m in f.measures.items()}
+    if len(findings) > 1:
+        compared, differences = pair_by_pair(findings)
+        sections.append(compared)
+        measures |= differences
     return Report(
         kind="verification",
         title="Are people told apart?",
@@ -124,10 +155,10 @@ def evaluate(options: argparse.Namespace) -> Report:
                   "grid": options.grid, "flip test": options.flip_test, "folds": len(numbers)},
         warnings=(f"No face was found in {len(lost)} of {len(pairs.pictures)} pictures; they count as "
                   "similarity 0.",) if lost else (),
-        measures={f"{f.name}/{name}": value for f in findings for name, value in f.measures.items()},
+        measures=measures,
         per_identity={f"{f.name}/accuracy": dict(zip(numbers, f.accuracies.tolist(), strict=True))
                       for f in findings},
-        sections=(table, *figures(findings, pairs.same)),
+        sections=(*sections, *figures(findings, pairs.same)),
         data={"without face": lost},
     )  # fmt: skip
 

@@ -210,15 +210,19 @@ class MovingAverage:
         return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; CPUs that only imitate it are 6 to 60 times slower so."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def reduced_precision(device: torch.device, *, wanted: bool = True) -> torch.autocast:
-    """A block that computes in bfloat16, where the hardware can: CPUs without it are 6 to 60 times slower so.
+    """A block that computes in bfloat16, where the hardware can.
 
     Args:
         device: that computes.
         wanted: False for float32 in any case.
     """
-    can = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and can)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has_bfloat16(device))
 
 
 def step_generator(seed: int, step: int, *, rank: int = 0) -> torch.Generator:

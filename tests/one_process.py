@@ -33,8 +33,12 @@ def commands_run_here() -> Iterator[None]:
     def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         if list(command[:3]) != [sys.executable, "-m", "idgen"]:
             return start(command, **options)
-        assert options.keys() <= {"capture_output", "text", "check"}, options
+        assert options.keys() <= {"capture_output", "text", "check", "stdout", "stderr"}, options
         assert not options.get("check"), "a failure is to be an exit code"
+        if log := options.get("stdout"):
+            assert options["stderr"] == subprocess.STDOUT
+            with redirect_stdout(log), redirect_stderr(log):
+                return subprocess.CompletedProcess(command, main(command[3:]))
         if not options.get("capture_output"):
             return subprocess.CompletedProcess(command, main(command[3:]))
         with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:

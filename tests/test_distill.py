@@ -229,10 +229,15 @@ def test_degraded_views_stay_pictures_and_repeat_with_their_seed() -> None:
         ViewConfig(min_side_px=90)
 
 
+@pytest.mark.parametrize("in_bfloat16", [True, False])
 @pytest.mark.parametrize("shape", [(8, 8), (4, 30), (30, 4)])
-def test_orthogonal_keeps_directions_and_evens_lengths(shape: tuple[int, int]) -> None:
+def test_orthogonal_keeps_directions_and_evens_lengths(
+    shape: tuple[int, int], in_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idgen.recognition.muon.has_bfloat16", lambda device: in_bfloat16)
     matrix = torch.randn(shape, generator=generator())
     result = orthogonal(matrix)
+    assert result.dtype == torch.float32
     values = torch.linalg.svdvals(result)
     assert values.max() < 1.3
     assert values.median() > 0.6

@@ -3,15 +3,19 @@
 import io
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 import skimage.data
 import torch
 from PIL import Image
 
+from idgen import mini
 from idgen.cli import main as idgen
 from idgen.encoders.arcface import mini_encoder
 from idgen.encoders.flipped import FlipTest
@@ -92,6 +96,27 @@ def test_real_pairs(faces_folder: Path, weights_folder: Path, tmp_path: Path) ->
     assert report["measures"]["mini/area under the ROC curve"]["value"] > 0.97
     assert report["measures"]["mini/accuracy"]["value"] > 0.8  # six pairs a fold say little
     assert report["settings"]["folds"] == 10
+
+
+def test_files_of_one_name_are_compared_pair_by_pair(listed: Path, tmp_path: Path) -> None:
+    """Trainings all write best.onnx: here mini's, and one that sees nothing."""
+    trained, blind = tmp_path / "runs" / "a" / "best.onnx", tmp_path / "runs" / "b" / "best.onnx"
+    for path in (trained, blind):
+        path.parent.mkdir(parents=True)
+    shutil.copy(mini.FACES / "rec_mini.onnx", trained)
+    model = onnx.load(trained)
+    weights = next(w for w in model.graph.initializer if len(w.dims) == 4)
+    nothing = np.zeros(tuple(weights.dims), np.float32)
+    weights.CopyFrom(onnx.numpy_helper.from_array(nothing, weights.name))
+    onnx.save(model, blind)
+
+    words = ("--encoder", trained, "--encoder", blind, "--encoder", trained)
+    measures = run("--pairs", listed, *words, "--out", tmp_path / "r")["measures"]
+    accuracy = [measures[f"{name}/accuracy"]["value"] for name in ("a-best", "b-best")]
+    difference = measures["b-best/accuracy less a-best"]
+    assert accuracy[0] == 1.0 > accuracy[1]
+    assert difference["value"] == pytest.approx(accuracy[1] - 1.0)
+    assert difference["interval"][0] <= difference["value"] <= difference["interval"][1] <= 0
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from idgen.metrics.verification import (
     accuracy_at,
     best_threshold,
     contiguous_folds,
+    decided_rightly,
     fold_accuracies,
-    grid_fold_accuracies,
+    fold_means,
+    grid_decided_rightly,
     roc,
     standard_error,
     tar_at_far,
@@ -39,13 +41,15 @@ def test_no_threshold_decides_more_pairs_rightly(seed: int) -> None:
 
 def test_each_fold_is_judged_by_the_others() -> None:
     similarity, same, fold = random_pairs(200)
-    expected = []
+    expected, right = [], {}
     for n in range(5):
         others = [i for i in range(200) if fold[i] != n]
         threshold = best_threshold(similarity[others], same[others])
         mine = [i for i in range(200) if fold[i] == n]
         expected.append(count_right(similarity[mine], same[mine], threshold) / len(mine))
+        right |= {i: (similarity[i] >= threshold) == same[i] for i in mine}
     np.testing.assert_allclose(fold_accuracies(similarity, same, fold), expected)
+    np.testing.assert_array_equal(decided_rightly(similarity, same, fold), [right[i] for i in range(200)])
 
 
 def test_separable_pairs_are_all_right() -> None:
@@ -62,8 +66,9 @@ def test_pairs_of_one_kind() -> None:
 
 
 def test_one_fold_is_refused() -> None:
-    with pytest.raises(ValueError, match="two are needed, got 1"):
-        fold_accuracies(np.array([0.1]), np.array([True]), np.array([3]))
+    for protocol in (fold_accuracies, decided_rightly, grid_decided_rightly):
+        with pytest.raises(ValueError, match="two are needed, got 1"):
+            protocol(np.array([0.1]), np.array([True]), np.array([3]))
 
 
 def harness(first: np.ndarray, second: np.ndarray, same: np.ndarray, num_folds: int) -> list[float]:
@@ -93,7 +98,7 @@ def test_grid_equals_the_harness_of_arcface(num_pairs: int, noise: float) -> Non
     second = other + noise * rng.normal(size=(num_pairs, 32))
     first, second = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (first, second))
     fold = contiguous_folds(num_pairs)
-    ours = grid_fold_accuracies(np.einsum("pd,pd->p", first, second), same, fold)
+    ours = fold_means(grid_decided_rightly(np.einsum("pd,pd->p", first, second), same, fold), fold)
     np.testing.assert_allclose(ours, harness(first, second, same, 10), atol=1e-12)
     assert standard_error(ours) == pytest.approx(np.std(ours) / 10**0.5)
 
@@ -138,6 +143,6 @@ def test_roc_needs_both_kinds(same: bool) -> None:
 def test_all_equal_similarities() -> None:
     similarity, same = np.full(20, 0.3), np.arange(20) % 2 == 0
     fold = contiguous_folds(20)
-    assert grid_fold_accuracies(similarity, same, fold).tolist() == [0.5] * 10
+    assert fold_means(grid_decided_rightly(similarity, same, fold), fold).tolist() == [0.5] * 10
     assert fold_accuracies(similarity, same, fold).tolist() == [0.5] * 10
     assert np.trapezoid(*roc(similarity, same)[1::-1]) == 0.5

@@ -4,6 +4,7 @@ Shapes: B batch, D embedding width.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -234,14 +235,39 @@ def load_encoder(spec: str) -> OnnxFaceEncoder:
 
 
 def load_encoders(specs: Iterable[str]) -> list[OnnxFaceEncoder]:
-    """The two embedded ones, mini and its judge, and those named; each once.
+    """The two embedded ones, mini and its judge, and those named; as `told_apart`.
 
     Raises:
         ModelNotFoundError: as `load_encoder`.
         WeightsError: as `load_encoder`.
     """
-    found = {encoder.id: encoder for encoder in map(load_encoder, ("mini", "judge", *specs))}
-    return list(found.values())
+    return told_apart(map(load_encoder, ("mini", "judge", *specs)))
+
+
+def told_apart(encoders: Iterable[OnnxFaceEncoder]) -> list[OnnxFaceEncoder]:
+    """Each once, under different names: equal ones are led by the folders in which the files differ.
+
+    So ``runs/a/best.onnx`` and ``runs/b/best.onnx`` become ``a-best`` and ``b-best``.
+    """
+    once = list({encoder.id: encoder for encoder in encoders}.values())
+    for name, times in Counter(encoder.name for encoder in once).items():
+        if times > 1:
+            alike = [encoder for encoder in once if encoder.name == name]
+            for encoder, longer in zip(alike, _short_names([e.path for e in alike]), strict=True):
+                encoder.name = longer
+    return once
+
+
+def _short_names(paths: list[Path]) -> list[str]:
+    """The shortest ends of different paths that are all different."""
+    places = [path.resolve().with_suffix("") for path in paths]
+    parts = [place.relative_to(place.anchor).parts for place in places]
+    names: list[str] = []
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _no_such_encoder(spec: str) -> ModelNotFoundError:

@@ -82,6 +82,37 @@ def paired_difference(
     )
 
 
+def resample_runs(
+    first: np.ndarray, second: np.ndarray, *, num_resamples: int = 10_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of two methods that ran several times on the same people, for draws of people and of runs.
+
+    Each draw takes the same people for both and, since a run of the one has nothing to do with a run of the
+    other, runs for each on its own.
+
+    Args:
+        first: (R1, P) one number a run and person (or fold of people).
+        second: (R2, P) of the same people, in the same order.
+        num_resamples: N draws with replacement.
+        seed: of the draws.
+
+    Returns:
+        (N,) and (N,).
+
+    Raises:
+        ValueError: if there are no runs, no people, or not the same number of people.
+    """
+    if first.shape[1:] != second.shape[1:] or not first.size or not second.size:
+        raise ValueError(f"runs on the same people are needed, got {first.shape} and {second.shape}")
+    rng = np.random.default_rng(seed)
+    people = rng.integers(first.shape[1], size=(num_resamples, 1, first.shape[1]))
+    means = []
+    for values in (first, second):
+        runs = rng.integers(len(values), size=(num_resamples, len(values), 1))
+        means.append(values[runs, people].mean(axis=(1, 2)))
+    return means[0], means[1]
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """P-values corrected for their number (Holm 1979): (T,) in [0, 1], monotone in the ones given."""
     order = np.argsort(p_values, kind="stable")

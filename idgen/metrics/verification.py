@@ -31,6 +31,25 @@ def accuracy_at(similarity: np.ndarray, same: np.ndarray, threshold: float) -> f
     return float(np.mean((similarity >= threshold) == same.astype(bool)))
 
 
+def decided_rightly(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Which pairs are decided rightly by the threshold that is best on all other folds: (P,) true or false.
+
+    Args:
+        similarity: (P,) cosines.
+        same: (P,) true where a pair shows one person.
+        fold: (P,) number of the fold; at least two folds.
+
+    Raises:
+        ValueError: if there is only one fold.
+    """
+    right, truth = np.zeros(len(similarity), bool), same.astype(bool)
+    for number in _fold_numbers(fold):
+        mine = fold == number
+        threshold = best_threshold(similarity[~mine], truth[~mine])
+        right[mine] = (similarity[mine] >= threshold) == truth[mine]
+    return right
+
+
 def fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Accuracy of each fold at the threshold that is best on all other folds, as in the protocol of LFW.
 
@@ -47,17 +66,20 @@ def fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) 
     Raises:
         ValueError: if there is only one fold.
     """
+    return fold_means(decided_rightly(similarity, same, fold), fold)
+
+
+def fold_means(right: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Mean of each fold: (P,) and (P,) -> (number of folds,), in the order of the fold numbers."""
+    return np.array([right[fold == number].mean() for number in np.unique(fold)])
+
+
+def _fold_numbers(fold: np.ndarray) -> np.ndarray:
+    """The folds there are, if they can judge each other."""
     numbers = np.unique(fold)
     if len(numbers) < 2:
         raise ValueError(f"the threshold comes from the other folds, so two are needed, got {len(numbers)}")
-    return np.array([
-        accuracy_at(
-            similarity[fold == n],
-            same[fold == n],
-            best_threshold(similarity[fold != n], same[fold != n]),
-        )
-        for n in numbers
-    ])  # fmt: skip
+    return numbers
 
 
 # The grid of insightface's harness: squared distances of unit vectors, 0 to 4.
@@ -71,8 +93,8 @@ def contiguous_folds(num_pairs: int, num_folds: int = 10) -> np.ndarray:
     return np.repeat(np.arange(num_folds), sizes)
 
 
-def grid_fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Accuracy of each fold with the threshold from insightface's grid: comparable with published tables.
+def grid_decided_rightly(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """`decided_rightly` with the thresholds of insightface's grid: comparable with published tables.
 
     A pair is accepted where ``|a - b|^2 = 2 - 2 cos`` lies below the threshold. Of the 400 thresholds the
     first one that is best on all other folds counts.
@@ -85,15 +107,12 @@ def grid_fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndar
     Raises:
         ValueError: if there is only one fold.
     """
-    numbers = np.unique(fold)
-    if len(numbers) < 2:
-        raise ValueError(f"the threshold comes from the other folds, so two are needed, got {len(numbers)}")
-    right = (2 - 2 * similarity[None] < GRID[:, None]) == same.astype(bool)[None]  # (thresholds, P)
-    accuracies = []
-    for number in numbers:
-        best = np.argmax(right[:, fold != number].mean(axis=1))
-        accuracies.append(right[best, fold == number].mean())
-    return np.array(accuracies)
+    by_threshold = (2 - 2 * similarity[None] < GRID[:, None]) == same.astype(bool)[None]  # (thresholds, P)
+    right = np.zeros(len(similarity), bool)
+    for number in _fold_numbers(fold):
+        best = np.argmax(by_threshold[:, fold != number].mean(axis=1))
+        right[fold == number] = by_threshold[best, fold == number]
+    return right
 
 
 def standard_error(accuracies: np.ndarray) -> float:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from idgen.training import has_bfloat16
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal before a step.
@@ -40,7 +42,7 @@ def orthogonal(matrix: Tensor, num_iterations: int = 5) -> Tensor:
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
-    x = x.bfloat16() / (x.norm() + 1e-7)
+    x = x.to(torch.bfloat16 if has_bfloat16(x.device) else matrix.dtype) / (x.norm() + 1e-7)
     for _ in range(num_iterations):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
