@@ -1,7 +1,7 @@
 r"""Does a recogniser learn from made people what it learns from photos of real ones?
 
     idgen evaluate utility made --real faces_train.parquet --pairs pairs.csv --pictures faces_test.parquet \
-        --config train/configs/recognizer.yaml --set steps=600 --out runs/utility
+        --config train/configs/recognizer_small.yaml --out runs/utility
 
 Trains `idgen train recognizer` from scratch on each of six sets, once a seed, and compares the recognisers on
 pairs of other people:
