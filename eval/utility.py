@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 
-from idgen.config import Parser
+from idgen.config import Parser, read_yaml
 from idgen.data.pairs import PairList, folds_of, read_pairs
-from idgen.encoders.arcface import load_encoder, told_apart
+from idgen.encoders.arcface import load_encoder
 from idgen.encoders.gallery import embed_pictures
 from idgen.errors import ConfigError, MeasureError
 from idgen.faces.detect import load_detector
@@ -39,6 +39,7 @@ from idgen.metrics.verification import decided_rightly, fold_means, standard_err
 from idgen.report.document import Measure, Report, Table
 from idgen.report.format import number
 from idgen.report.write import publish
+from idgen.storage import write_json
 
 SETS = ("made-equal", "real-equal", "made", "real", "shuffled", "both")
 COMPARED = (("made-equal", "real-equal"), ("made", "real"), ("both", "real"), ("made", "shuffled"))
@@ -52,10 +53,25 @@ class Training:
     seed: int
     folder: Path
 
-    @property
-    def is_done(self) -> bool:
-        """Whether it was trained and exported."""
-        return (self.folder / "result.json").exists()
+    def is_done(self, options: argparse.Namespace) -> bool:
+        """Whether it was trained and exported.
+
+        Raises:
+            MeasureError: if it was, by another command.
+        """
+        if not (self.folder / "result.json").exists():
+            return False
+        kept = self.folder.with_suffix(".json")
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+        if known != self.command(options):
+            raise MeasureError(
+                f"{self.folder} was trained with other data or settings ({kept}); give another --out"
+            )
+        return True
+
+    def command(self, options: argparse.Namespace) -> dict[str, object]:
+        """What decides the result, as it is kept."""
+        return {"words": self.words(options), "config": read_yaml(options.config)}
 
     def words(self, options: argparse.Namespace) -> list[str]:
         """The command."""
@@ -83,14 +99,16 @@ class Training:
         with said.open("a", encoding="utf-8") as log:
             command = [sys.executable, "-m", "idgen", *self.words(options)]
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-        if code:
+        if not code:
+            write_json(self.folder.with_suffix(".json"), self.command(options))
+        else:
             last = said.read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise MeasureError(f"{self.folder.name}: {''.join(last) or f'exit {code}'}; all of it: {said}")
 
 
 def train_all(trainings: Sequence[Training], options: argparse.Namespace) -> None:
     """Those that are missing, several at once; the first that fails stops those that have not begun."""
-    missing = [training for training in trainings if not training.is_done]
+    missing = [training for training in trainings if not training.is_done(options)]
     print(
         f"{len(missing)} of {len(trainings)} trainings are to be done; logs: {options.out}/*.log", flush=True
     )
@@ -114,8 +132,9 @@ def judge(
 ) -> dict[str, np.ndarray]:
     """Which pairs each set's recognisers decide rightly: set -> (seeds, P), from 0 to 1."""
     fold, found = folds_of(pairs), {}
-    encoders = told_apart(load_encoder(str(t.folder / "best.onnx")) for t in trainings)
-    gallery = embed_pictures(pairs.pictures, load_detector(options.detector), encoders,
+    encoders = [load_encoder(str(training.folder / "best.onnx")) for training in trainings]
+    once = list({encoder.id: encoder for encoder in encoders}.values())  # equal data give equal files
+    gallery = embed_pictures(pairs.pictures, load_detector(options.detector), once,
                              store=options.out / "seen", aligned=options.aligned)  # fmt: skip
     for training, encoder in zip(trainings, encoders, strict=True):
         vectors = gallery.vectors[encoder.id]
@@ -220,7 +239,7 @@ def report_of(trainings: Sequence[Training], pairs: PairList, options: argparse.
             )
             for kind, values in by_fold.items()
         },
-        sections=(accuracies(by_fold, numbers_of(trainings)), compared),
+        sections=(accuracies(by_fold, numbers_of(trainings)), *([compared] if compared.rows else [])),
     )
 
 
@@ -262,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = read_options(argv)
     pairs = read_pairs(options.pairs, options.pictures)
     folds_of(pairs)
+    read_yaml(options.config)  # refused now, not by each training
     trainings = [
         Training(kind=kind, seed=seed, folder=options.out / f"{kind}-{seed}")
         for seed in range(options.seeds)

@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,14 @@ def test_sets_are_trained_compared_and_kept(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/best.onnx")} == before
     again = json.loads((tmp_path / "report.json").read_text())["measures"]
     assert again["both/accuracy"]["value"] == accuracy["both"]
+    with commands_run_here():
+        assert main([*words, *sets, "--sets", "both"]) == 0
+    assert len(json.loads((tmp_path / "report.json").read_text())["tables"]) == 1  # nothing to compare
+    shutil.copytree(tmp_path / "both-0", tmp_path / "real-0")  # by an older program, say
+    for other in (["--sets", "both", "--set", "steps=3"], ["--sets", "real"]):
+        capsys.readouterr()
+        assert main([*words, *sets, *other]) == 2
+        assert f"{other[1]}-0 was trained with other data or settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,6 +122,7 @@ def test_a_training_that_fails_says_why(
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--jobs", "-1"], "--jobs must be at least 1, got -1"),
         (["--pairs", "nowhere.csv"], "nowhere.csv"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_wrong_input(
