@@ -23,6 +23,7 @@ from idgen.config import Parser
 from idgen.opening import choose_device, hide_loading_bars, model_folder, open_kit
 from idgen.runs import model_sha256
 from idgen.synth.curate import CurationRules
+from idgen.synth.engines import choose_threads
 from idgen.synth.finding import find_people
 from idgen.synth.grammar import read_grammar
 from idgen.synth.making import mixed
@@ -38,16 +39,18 @@ def open_workshop(folder: Path, options: argparse.Namespace) -> Workshop:
     plan = make_plan(read_grammar(), options.people, options.pictures, seed=0)
     plan.write(folder / PLAN)
     find_people(plan, kit, folder)
+    device = choose_device(options.device)
+    threads = options.threads or choose_threads([device])
     layout = Layout.choose(model, plan, batch_size=options.batch, shard_people=options.shard_people)
     recipe = Recipe(
         dataset=folder, model=options.model, adapter=options.adapter, encoder=None, judge=None,
         detector="mini", precision="auto", steps=options.steps, guidance=None, id_guidance=None, id_scale=1.0,
         id_start=0.0, id_end=1.0, layout=layout, retries=options.retries, kind="png", quality=95,
-        rules=CurationRules().resolved(kit.encoder), allow_unchecked=True, threads=options.threads,
+        rules=CurationRules().resolved(kit.encoder), allow_unchecked=True, threads=threads,
         model_name=options.model, model_hash=model_sha256(model), created="2026-01-01T00:00:00+00:00",
         facts={},
     )  # fmt: skip
-    return Workshop(recipe, choose_device(options.device))
+    return Workshop(recipe, device)
 
 
 def bare(shop: Workshop, num_pictures: int) -> float:
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--retries", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="as the command chooses")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--device", default="auto")

@@ -2,7 +2,6 @@
 
 # Heavy modules (torch, diffusers) are imported where they are used: a mistyped option is answered at once.
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from idgen.synth.recipe import Layout, Recipe
 
 COMMANDS = "plan, diff, export, import, check"  # of the command line, beside this program
-MAX_THREADS = 4
 # of the settings: what leads to things whose content is recorded, and what decides no picture
 NOT_IN_RECORD = (
     *(
@@ -147,7 +145,7 @@ OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--batch-size", int, "N", "pictures made at once (pixels of 4 of 512 x 512, at most 16)"),
     ("--shard-people", int, "N", "people of a shard, the unit that is made whole or again (256 pictures)"),
     ("--device", str, "NAMES", "cpu, mps, cuda, cuda:0,cuda:1 (one process each) or auto: every GPU (auto)"),
-    ("--threads", int, "N", "that judge and write beside each device (1 on a CPU, else up to 4)"),
+    ("--threads", int, "N", "that judge and write beside each device (its share of the cores, at most 16)"),
     (
         "--engine",
         str,
@@ -218,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{config.out} is finished: {dataset.summary()}")
         return 0
     if is_dry:
-        recipe = describe_recipe(config, kit, layout, dataset, model, len(devices))
+        recipe = describe_recipe(config, kit, layout, dataset, model, devices)
         print("\n".join(estimate(recipe, kit, plan, dataset, devices)))
         return 0
     with dataset.locked(), saying_how_far(dataset, layout, plan):
@@ -237,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_unchecked=config.allow_unchecked,
         )
         plan.write(config.out / PLAN)
-        recipe = describe_recipe(config, kit, layout, dataset, model, len(devices))
+        recipe = describe_recipe(config, kit, layout, dataset, model, devices)
         missing = dataset.missing()
         for line in dataset.damaged:
             print(f"idgen: {line}", file=sys.stderr)
@@ -339,13 +337,13 @@ def describe_recipe(
     layout: "Layout",
     dataset: "DatasetFolder",
     model: Path,
-    num_devices: int,
+    devices: Sequence[str],
 ) -> "Recipe":
     """What every process must know that makes shards."""
+    from idgen.synth.engines import choose_threads
     from idgen.synth.origin import model_name
     from idgen.synth.recipe import Recipe
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     same = (
         *("model", "adapter", "encoder", "judge", "detector", "precision", "steps", "guidance"),
         *("id_guidance", "id_scale", "id_start", "id_end", "retries", "quality", "allow_unchecked"),
@@ -356,7 +354,7 @@ def describe_recipe(
         layout=layout,
         kind=config.format,
         rules=read_rules(config, kit),
-        threads=config.threads or max(1, min(MAX_THREADS, cores // num_devices - 1)),
+        threads=config.threads or choose_threads(devices),
         model_name=model_name(config.model, model),
         model_hash=dataset.command["model"],
         created=dataset.started,

@@ -17,7 +17,7 @@ from idgen.errors import ModelNotFoundError, UnknownNameError, WeightsError
 from idgen.faces.boxes import iou, letterbox, non_maximum_suppression
 from idgen.faces.detect import Detector, Face, detectors, load_detector
 from idgen.faces.insightface_detector import InsightfaceDetector, find_pack
-from idgen.faces.onnx_session import open_session
+from idgen.faces.onnx_session import open_session, threads_each
 from idgen.faces.scrfd import ScrfdDetector, anchor_centres, decode
 from idgen.faces.scrfd_net import DetectorNet, ScrfdOutputs
 from idgen.faces.yunet import YunetDetector
@@ -188,6 +188,20 @@ def test_threads_are_those_that_are_given_else_as_the_environment_says(
             monkeypatch.setenv("OMP_NUM_THREADS", said)
         assert threads(None) == expected
         assert threads(2) == 2
+
+
+def test_sessions_opened_in_a_block_have_as_many_threads_as_it_says(
+    random_scrfd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(given: int | None = None) -> int:
+        return open_session(random_scrfd, num_threads=given).get_session_options().intra_op_num_threads
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with threads_each(1):
+        with threads_each(2):
+            assert (threads(), threads(3)) == (2, 3)
+        assert threads() == 1
+    assert threads() == 4
 
 
 def recognition_onnx(path: Path) -> None:

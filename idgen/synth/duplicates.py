@@ -10,6 +10,7 @@ Shapes: S side of a thumbnail, W side of a window, V views of a picture.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -40,43 +41,54 @@ def resemblance(one: np.ndarray, others: Sequence[np.ndarray]) -> float:
     Returns:
         The highest, in [-1, 1]; of pictures in which nothing is to be seen it is 0.
     """
-    windows = _unit(np.stack([_windows(_relief(other), 0)[0] for other in others]))
-    return float((_unit(_views(one)) @ windows.T).max())
+    middles = np.concatenate([_views(_relief(other), 0) for other in others])
+    upright = _over(middles - middles.mean(axis=1, keepdims=True), _lengths(middles))
+    mirrored = upright.reshape(-1, WINDOW_PX, WINDOW_PX)[:, :, ::-1].reshape(upright.shape)
+    return max(_best_fit(relief, np.concatenate([upright, mirrored])) for relief in _reliefs(one))
 
 
-def _views(one: np.ndarray) -> np.ndarray:
-    """(V, W * W) the middle of the picture as a copy of it may show it: of each size, side and shift."""
+def _reliefs(one: np.ndarray) -> list[np.ndarray]:
+    """The picture in each size that it may have as a copy."""
     whole = Image.fromarray(one)
     resized = [whole.resize((side, side), Image.Resampling.BILINEAR) for side in SIDES_PX]
-    reliefs = [_relief(np.asarray(image)) for image in resized]
-    sides = [side for relief in reliefs for side in (relief, relief[:, ::-1])]
-    return np.concatenate([_windows(relief, SHIFT_PX) for relief in sides])
+    return [_relief(np.asarray(image)) for image in resized]
+
+
+def _best_fit(relief: np.ndarray, windows: np.ndarray) -> float:
+    """The highest correlation of a picture, shifted in every way, with windows of mean 0 and length 1."""
+    views = _views(relief, SHIFT_PX)
+    return float(_over(views @ windows.T, _lengths(views)).max())
 
 
 def _relief(grey: np.ndarray) -> np.ndarray:
     """(s - 1, s - 1): what is left of (s, s) grey values without slow changes, as means of 2 x 2 pixels."""
-    around = 2 * REACH_PX + 1
-    slow = _means(np.pad(grey.astype(np.float64), REACH_PX, mode="reflect"), around)
-    return _means(grey - slow, 2)
+    average = _moving_average(len(grey))
+    fast = grey - average @ grey @ average.T
+    return (fast[1:, 1:] + fast[1:, :-1] + fast[:-1, 1:] + fast[:-1, :-1]) / 4
 
 
-def _means(values: np.ndarray, side: int) -> np.ndarray:
-    """The mean of each square of that side, from a table of sums (Crow 1984, summed-area tables)."""
-    sums = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    return (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2
+@cache
+def _moving_average(side: int) -> np.ndarray:
+    """(s, s) matrix that takes the mean around each of s values, which go on mirrored beyond the ends."""
+    padded = np.pad(np.eye(side), ((REACH_PX, REACH_PX), (0, 0)), mode="reflect")
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * REACH_PX + 1, axis=0).mean(axis=-1)
 
 
-def _windows(relief: np.ndarray, shift: int) -> np.ndarray:
-    """(V, W * W) the windows in the middle, and those shifted by up to so many pixels where there is room."""
+def _views(relief: np.ndarray, shift: int) -> np.ndarray:
+    """(V, W * W) float32: windows in the middle, and shifted by up to so many pixels where there is room."""
     span = 2 * WINDOW_PX - 1
-    every = np.lib.stride_tricks.sliding_window_view(relief, (span, span))[..., ::2, ::2]
+    every = np.lib.stride_tricks.sliding_window_view(relief.astype(np.float32), (span, span))[..., ::2, ::2]
     middle = (len(every) - 1) // 2
     chosen = slice(max(0, middle - shift), middle + shift + 1)
     return every[chosen, chosen].reshape(-1, WINDOW_PX**2)
 
 
-def _unit(windows: np.ndarray) -> np.ndarray:
-    """Each less its mean, of unit length; zero where it is flat."""
-    centred = windows - windows.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.where(length > FLAT, centred / np.maximum(length, FLAT), 0).astype(np.float32)
+def _lengths(views: np.ndarray) -> np.ndarray:
+    """(V, 1) length of each view less its mean."""
+    squares = np.einsum("vp,vp->v", views, views) - views.sum(axis=1) ** 2 / WINDOW_PX**2
+    return np.sqrt(np.maximum(squares, 0))[:, None]
+
+
+def _over(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Each row through the length of its view; zero where that is flat."""
+    return np.where(lengths > FLAT, values / np.maximum(lengths, FLAT), 0)

@@ -4,6 +4,7 @@ All of them call `idgen.synth.work.make_shards`, and tell how far they are as it
 """
 
 import multiprocessing
+import os
 import re
 import signal
 import socket
@@ -23,6 +24,7 @@ from idgen.synth.work import Workshop, make_shards
 STOP = None  # instead of the number of a shard
 RAY_RETRIES = 3  # of a shard whose process or node died
 KNOCK_SECONDS = 10
+MAX_THREADS = 16
 
 
 def choose_devices(names: Sequence[str]) -> list[str]:
@@ -34,6 +36,17 @@ def choose_devices(names: Sequence[str]) -> list[str]:
     if list(names) == ["auto"] and torch.cuda.is_available():
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [choose_device(name.strip()) for name in names]
+
+
+def choose_threads(devices: Sequence[str]) -> int:
+    """How many threads look at pictures beside each device.
+
+    On a CPU one for each core, though drawing takes all of them too: a look on one core would keep the other
+    cores waiting for it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = int(any(not device.startswith("cpu") for device in devices))  # with telling the device what to do
+    return max(1, min(MAX_THREADS, cores // len(devices) - busy))
 
 
 def local_engine(recipe: Recipe, numbers: Sequence[int], devices: Sequence[str]) -> Iterator[Progress]:

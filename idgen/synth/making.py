@@ -17,6 +17,8 @@ from idgen.synth.curate import Verdict
 from idgen.synth.looking import Seen
 from idgen.synth.plan import PersonPlan, PicturePlan
 
+LOOK = 4  # pictures looked at together; always so many, since others beside it change a vector's last bits
+
 
 @dataclass(kw_only=True)
 class Draft:
@@ -95,7 +97,7 @@ class ShardWork:
     Args:
         number: of the shard.
         people: whose pictures it holds.
-        look: finishes the pictures of a micro-batch and looks at them.
+        look: finishes a few pictures and looks at them.
         judge: decides on one, where others of the person are kept already.
         write: puts the shard onto the disk, once everything is decided.
         batch_size: pictures drawn at once.
@@ -136,15 +138,21 @@ class ShardWork:
     def take(self, batch: Sequence[Draft]) -> Progress:
         """Hand a micro-batch over, whose images are drawn."""
         self._num_drawn += len(batch)
-        self._looking.append(self._pool.submit(self._look, batch))
+        for start in range(0, len(batch), LOOK):
+            self._looking.append(self._pool.submit(self._look, batch[start : start + LOOK]))
         if self._num_drawn == len(self._round):
             self._ending = self._pool.submit(self._end_round)
         return Progress(shard=self.number, drawn=len(batch))
 
     @property
+    def looking(self) -> list[Future[Any]]:
+        """Looks that are not done."""
+        return [future for future in self._looking if not future.done()]
+
+    @property
     def awaited(self) -> list[Future[Any]]:
         """What goes on in the pool."""
-        return [f for f in [*self._looking, self._ending] if f is not None and not f.done()]
+        return [*self.looking, *([self._ending] if self._ending and not self._ending.done() else [])]
 
     def poll(self) -> Progress | None:
         """What the verdicts of a round were, if they are there; from then on there is a next one, or none.

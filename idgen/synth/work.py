@@ -1,17 +1,21 @@
 """The unit of work of `idgen synthesize`: a shard of whole people, made by one process on one device.
 
 `make_shards` is what every engine calls. Drawing goes on while a few threads finish, look at, judge, encode
-and write what was drawn before.
+and write what was drawn before. Without a GPU drawing and looking take turns, each on all cores: a model that
+draws on a core less waits at every layer for the core that is away, and the others with it.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Barrier
 from typing import Any
 
 import numpy as np
+import torch
 
 from idgen.blocklist import Blocklist
+from idgen.faces.onnx_session import threads_each
 from idgen.opening import Kit, model_folder, open_kit
 from idgen.provenance import Provenance
 from idgen.synth.curate import Curator, Verdict
@@ -28,7 +32,7 @@ from idgen.synth.vectors import VECTORS
 
 PLAN, PEOPLE = "plan.parquet", "people"  # in the folder of a dataset
 AHEAD = 2  # shards open at once: one is drawn while the last pictures of the other are judged
-BACKLOG = 4  # micro-batches that may wait to be looked at
+BACKLOG = 32  # looks that may wait while a GPU draws
 BLOCKED = "blocked"  # the decision on what the model's own safety checker made black
 
 
@@ -46,13 +50,8 @@ class Workshop:
         self, recipe: Recipe, device: str, *, kit: Kit | None = None, painter: Painter | None = None
     ) -> None:
         self.recipe = recipe
-        self.kit = kit or open_kit(
-            model_folder(recipe.model),
-            adapter=recipe.adapter,
-            encoder=recipe.encoder,
-            judge=recipe.judge,
-            detector=recipe.detector,
-        )
+        self.backlog = 0 if device.startswith("cpu") else BACKLOG
+        self.kit = kit or open_lookers(recipe)
         self.painter = painter or Painter(recipe, self.kit, device)
         self.plan = Plan.read(recipe.dataset / PLAN)
         found = np.load(recipe.dataset / PEOPLE / VECTORS, mmap_mode="r")
@@ -91,7 +90,7 @@ class Workshop:
             draft.image, draft.is_blocked = image, is_blocked
 
     def look(self, batch: Sequence[Draft]) -> None:
-        """Finish the pictures of a micro-batch, and look at them as their readers will."""
+        """Finish a few pictures, and look at them as their readers will."""
         shown = []
         for draft in batch:
             assert draft.image is not None
@@ -156,6 +155,21 @@ class Workshop:
         )
 
 
+def open_lookers(recipe: Recipe) -> Kit:
+    """What looks at pictures, from several threads at once: each look keeps to the core that it is on.
+
+    Sessions that spread over all cores would wait for each other, and for the model that draws meanwhile.
+    """
+    with threads_each(1):
+        return open_kit(
+            model_folder(recipe.model),
+            adapter=recipe.adapter,
+            encoder=recipe.encoder,
+            judge=recipe.judge,
+            detector=recipe.detector,
+        )
+
+
 def make_shards(workshop: Workshop, numbers: Iterator[int]) -> Iterator[Progress]:
     """Make shards one after the other, telling how far it is; up to `AHEAD` of them are open at once.
 
@@ -178,7 +192,8 @@ def make_shards(workshop: Workshop, numbers: Iterator[int]) -> Iterator[Progress
             awaited = [future for shard in open_shards for future in shard.awaited]
             if ready is None and not open_shards:
                 return
-            if ready is None or len(awaited) > BACKLOG:
+            looks = sum(len(shard.looking) for shard in open_shards)
+            if ready is None or looks > workshop.backlog:
                 wait(awaited, return_when=FIRST_COMPLETED)
                 continue
             batch = ready.next_batch()
@@ -188,9 +203,25 @@ def make_shards(workshop: Workshop, numbers: Iterator[int]) -> Iterator[Progress
 
 @contextmanager
 def _threads(num: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose waiting tasks are dropped when the block is left by an exception."""
-    pool = ThreadPoolExecutor(num, thread_name_prefix="idgen")
+    """A pool whose waiting tasks are dropped when the block is left by an exception.
+
+    Each of its threads keeps torch to one core. Left alone torch starts a team of threads in each of them,
+    and once there are more than cores, OpenMP lets all of them sleep at the end of every layer, those of the
+    drawing thread too.
+    """
+    ours, started = torch.get_num_threads(), Barrier(num + 1)
+    pool = ThreadPoolExecutor(num, thread_name_prefix="idgen", initializer=_keep_to_one_core)
     try:
+        for _ in range(num):
+            pool.submit(started.wait)
+        started.wait()
+        torch.set_num_threads(ours)  # of this thread and of those to come; those of the pool have theirs
         yield pool
     finally:
+        started.abort()  # who still waits there would be waited for
         pool.shutdown(cancel_futures=True)
+
+
+def _keep_to_one_core() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread that has asked once is not given what is set elsewhere later
