@@ -4,7 +4,8 @@
 
 Both draw the planned pictures with the same model, batch size and steps; the command looks at them, judges,
 encodes and writes them as well, and its pictures are counted before that. The roads are timed in turn, repeat
-after repeat, so that a busy machine slows both alike; the median counts. Opening the model is in neither.
+after repeat, so that a busy machine slows both alike; the median counts, of the rates and of the ratios of
+each repeat, whose range says how far to trust it. Opening the model is in neither.
 """
 
 import argparse
@@ -102,15 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for _ in range(options.repeats):
             for name, rate in zip(rates, (bare(shop, num_pictures), whole(shop)), strict=True):
                 rates[name].append(rate)
-    alone, everything = (statistics.median(values) for values in rates.values())
+    ratios = [everything / alone for alone, everything in zip(*rates.values(), strict=True)]
     with shop.painter.turn() as pipe:
         device = pipe.device
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {device}")
     print(f"{num_pictures} pictures of {shop.painter.steps} steps, {shop.recipe.layout.batch_size} at once\n")
     print("| road | pictures a second |\n| --- | --- |")
-    for name, value in zip(rates, (alone, everything), strict=True):
-        print(f"| {name} | {value:.3g} |")
-    print(f"\nthe whole command / alone: {everything / alone:.1%}")
+    for name, values in rates.items():
+        print(f"| {name} | {statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g}) |")
+    least, most = min(ratios), max(ratios)
+    print(f"\nthe whole command / alone: {statistics.median(ratios):.1%} ({least:.1%} to {most:.1%})")
     return 0
 
 

@@ -354,7 +354,7 @@ def describe_recipe(
         layout=layout,
         kind=config.format,
         rules=read_rules(config, kit),
-        threads=config.threads or choose_threads(devices),
+        threads=config.threads or choose_threads(devices, config.engine),
         model_name=model_name(config.model, model),
         model_hash=dataset.command["model"],
         created=dataset.started,

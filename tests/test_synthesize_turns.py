@@ -116,3 +116,5 @@ def test_each_device_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch)
             [choose_threads(names) for names in (["cpu"], ["cpu", "cpu"], ["cuda:0"], ["cuda:0"] * 4)]
         )
     assert found == [[1, 1, 1, 1], [2, 1, 1, 1], [16, 8, 15, 3], [16, 16, 16, 15]]
+    assert choose_threads(["cpu"], "ray") == 1  # which is what a task asks the cluster for
+    assert choose_threads(["cuda"], "ray") == 16

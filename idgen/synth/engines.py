@@ -38,12 +38,14 @@ def choose_devices(names: Sequence[str]) -> list[str]:
     return [choose_device(name.strip()) for name in names]
 
 
-def choose_threads(devices: Sequence[str]) -> int:
+def choose_threads(devices: Sequence[str], engine: str = "local") -> int:
     """How many threads look at pictures beside each device.
 
     On a CPU one for each core, though drawing takes all of them too: a look on one core would keep the other
-    cores waiting for it.
+    cores waiting for it. A task of Ray that draws on a CPU has one core, however many there are here.
     """
+    if engine == "ray" and devices[0].startswith("cpu"):
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     busy = int(any(not device.startswith("cpu") for device in devices))  # with telling the device what to do
     return max(1, min(MAX_THREADS, cores // len(devices) - busy))

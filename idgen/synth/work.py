@@ -44,6 +44,9 @@ class Workshop:
         device: as in `open_model`.
         kit: of the recipe, where it is open already.
         painter: of the recipe, likewise.
+
+    Attributes:
+        backlog: looks that may not be done when the next pictures are drawn.
     """
 
     def __init__(
