@@ -14,6 +14,7 @@ from idgen.data.images import FaceTable, split_names
 from idgen.data.pictures import Picture
 from idgen.errors import ConfigError, ImageError
 from idgen.faces.detect import Detector, Face
+from idgen.faces.photo import crop_at, find_faces
 from idgen.faces.scrfd import mini_detector
 from idgen.recognition.corpus import (
     Choice,
@@ -22,6 +23,7 @@ from idgen.recognition.corpus import (
     labelled_faces,
     read_labelled,
     read_sources,
+    split_sources,
 )
 
 
@@ -99,6 +101,35 @@ def test_other_pictures_are_aligned_once_and_those_without_a_face_left_out(
         (face,) = mini_detector().detect(np.asarray(Image.fromarray(image).resize((256, 256))))
         eyes = face.landmarks[:2] / 2
         np.testing.assert_allclose(eyes, [[46.3, 59.7], [81.5, 59.5]], atol=4)
+
+
+def test_small_pictures_are_shown_enlarged_as_curation_shows_them(tmp_path: Path) -> None:
+    photo = Image.fromarray(skimage.data.astronaut())
+    small = photo.crop((150, 30, 300, 180)).resize((64, 64), Image.Resampling.BOX)
+    data = folder_of(tmp_path / "data", {"collins": [np.asarray(small), np.asarray(photo)]})
+    table, lost = labelled_faces(read_labelled(data), store=tmp_path / "seen")
+    assert lost == []
+    for image, picture, detector in (
+        (table.images[0], small, mini_detector().fitted(64)),
+        (table.images[1], photo, mini_detector()),
+    ):
+        found = find_faces(picture, detector)
+        crop, _ = crop_at(picture, found.faces[0].landmarks, 112, margin_px=8)
+        np.testing.assert_array_equal(image, (crop * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_joined_datasets_set_aside_whom_each_sets_aside_alone() -> None:
+    one, two = [f"p{n:02d}" for n in range(40)], [f"p{n:02d}" for n in range(25)]
+    joined = table_of({f"0/{name}": 2 for name in one} | {f"1/{name}": 3 for name in two})
+    seen, held = split_sources(joined, 2)
+    alone = {f"{n}/{name}" for n, names in enumerate((one, two)) for name in split_names(names)[0]}
+    assert set(held.identities) == alone
+    assert len(held.people()) == 4 + 2
+    assert not set(seen.identities) & alone
+    assert len(seen) + len(held) == len(joined)
+    single, aside = split_sources(joined, 1)
+    assert set(aside.identities) == set(split_names(sorted(set(joined.identities)))[0])
+    assert len(single) + len(aside) == len(joined)
 
 
 def test_squares_that_only_look_aligned_can_be_aligned(tmp_path: Path) -> None:

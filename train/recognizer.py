@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idgen.config import program_arguments
-from idgen.data.images import FaceTable, split_people
+from idgen.data.images import FaceTable
 from idgen.data.pairs import folds_of, read_pairs
 from idgen.data.pictures import Picture
 from idgen.data.places import data_file
@@ -34,7 +34,7 @@ from idgen.data.views import ViewConfig, degrade, erase, jittered_views
 from idgen.encoders.arcface import onnx_encoder
 from idgen.errors import ConfigError, TrainingError
 from idgen.pixels import to_pixel_values
-from idgen.recognition.corpus import Choice, choose, histogram_of, keep_data, labelled_faces, read_sources
+from idgen.recognition import corpus
 from idgen.recognition.export import Stored, export_recogniser, export_similarity
 from idgen.recognition.heads import build_head
 from idgen.recognition.networks import build_backbone, read_backbone, write_backbone
@@ -231,12 +231,12 @@ def material(
         pictures: all of them.
         counts: how many the people are to have; nothing for all they have.
     """
-    table, lost = labelled_faces(
+    table, lost = corpus.labelled_faces(
         pictures, detector=config.detector, store=run.folder / "seen", realign=config.realign
     )
-    seen, held = split_people(table)
+    seen, held = corpus.split_sources(table, len(config.sources))
     held_out_pairs(held)  # refuses too few before training, not after
-    seen = choose(seen, Choice(
+    seen = corpus.choose(seen, corpus.Choice(
         pictures_like=counts, leave_out_singles=config.leave_out_singles,
         shuffle_identities=config.shuffle_identities, seed=config.seed,
     ))  # fmt: skip
@@ -244,7 +244,7 @@ def material(
               "held_out_people": len(held.people()), "without_face": len(lost)}  # fmt: skip
     if counts:
         number |= {"pictures_wanted": sum(counts), "people_wanted": len(counts)}
-    keep_data(run.folder / "data.json", {**number, "names_without_face": lost}, (seen, held))
+    corpus.keep_data(run.folder / "data.json", {**number, "names_without_face": lost}, (seen, held))
     print("data  " + "  ".join(f"{name} {count}" for name, count in number.items()), flush=True)
     return seen, held
 
@@ -372,8 +372,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = replace(config, device=choose_device(config.device))
     TrainingRun.check(arguments.out, config)
     check(config)
-    pictures = read_sources(config.sources, open_labelled)
-    counts = histogram_of(config.match_histogram, open_labelled) if config.match_histogram else []
+    pictures = corpus.read_sources(config.sources, open_labelled)
+    counts = corpus.histogram_of(config.match_histogram, open_labelled) if config.match_histogram else []
     run = TrainingRun(arguments.out, config)
     seen, held = material(run, config, pictures, counts)
     if config.epochs is not None:

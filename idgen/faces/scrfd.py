@@ -12,13 +12,14 @@ import numpy as np
 
 from idgen.errors import WeightsError
 from idgen.faces.boxes import letterbox, non_maximum_suppression
-from idgen.faces.detect import Face
+from idgen.faces.detect import Detector, Face
 from idgen.faces.onnx_session import open_session
 from idgen.mini import FACES
 
 STRIDES = (8, 16, 32)
 ANCHORS_PER_CELL = 2
 NMS_OVERLAP = 0.4  # as in insightface
+LARGEST_PX = 640  # side of the square that a picture is shown in, unless it is small: as in insightface
 MINI_SCORE = 0.5  # as in insightface, so that `FaceAnalysis` with its defaults sees the same faces
 
 
@@ -55,7 +56,7 @@ class ScrfdDetector:
         *,
         name: str | None = None,
         licence: str = "unknown: that of the file",
-        sizes_px: Sequence[int] = (640,),
+        sizes_px: Sequence[int] = (LARGEST_PX,),
         score: float = MINI_SCORE,
     ) -> None:
         """Open the file.
@@ -91,7 +92,7 @@ class ScrfdDetector:
         55 ms (one core); landmarks differ by 1.5 pixels (median of the largest difference).
         """
         other = copy.copy(self)
-        other.sizes_px = (min(640, -(-side_px * 5 // 2 // 32) * 32),)
+        other.sizes_px = (shown_px(side_px),)
         return other
 
     def detect(self, image: np.ndarray) -> list[Face]:
@@ -118,6 +119,22 @@ class ScrfdDetector:
             )
         boxes, landmarks, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return (boxes / scale).astype(np.float32), (landmarks / scale).astype(np.float32), scores
+
+
+def shown_px(side_px: int) -> int:
+    """Side of the square in which `ScrfdDetector.fitted` shows pictures with this longer side."""
+    return min(LARGEST_PX, -(-side_px * 5 // 2 // 32) * 32)
+
+
+def suited_to(detector: Detector, side_px: int) -> Detector:
+    """The detector as small pictures want it: SCRFD sees them enlarged, others are returned as they are.
+
+    Args:
+        detector: any.
+        side_px: the longer side of the pictures.
+    """
+    is_small = shown_px(side_px) < LARGEST_PX
+    return detector.fitted(side_px) if is_small and isinstance(detector, ScrfdDetector) else detector
 
 
 def mini_detector() -> ScrfdDetector:

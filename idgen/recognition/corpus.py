@@ -6,7 +6,7 @@ Shapes: N pictures.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from idgen.data.images import ARCFACE_MARGIN, FaceTable, split_names
+from idgen.data.images import ARCFACE_MARGIN, FaceTable, split_names, split_people
 from idgen.data.pictures import Picture, PictureSet, read_pictures
 from idgen.encoders.gallery import embed_pictures
 from idgen.errors import ConfigError, FaceNotFoundError, RunFolderError
 from idgen.faces.detect import load_detector
 from idgen.faces.photo import crop_at
+from idgen.faces.scrfd import shown_px, suited_to
 from idgen.storage import write_json
 
 Reader = Callable[[Path], PictureSet]
@@ -82,7 +83,7 @@ def labelled_faces(
     """Aligned portraits in memory, and the names of pictures that show no face and are left out.
 
     Squares of 128 pixels count as aligned, with 8 pixels around the ArcFace crop, and so do crops of 112,
-    whose border is mirrored. In all others the largest face is looked for.
+    whose border is mirrored. In all others the largest face is looked for; small pictures are shown enlarged.
 
     Args:
         pictures: with their identities.
@@ -97,20 +98,19 @@ def labelled_faces(
     from tqdm import tqdm
 
     images = np.zeros((len(pictures), PORTRAIT_PX, PORTRAIT_PX, 3), np.uint8)
-    found = np.zeros(len(pictures), bool)
+    found, sides_px = np.zeros(len(pictures), bool), dict[int, int]()
     for row, picture in enumerate(tqdm(pictures, desc="reading", unit="picture", disable=None)):
-        portrait = None if realign else _portrait(picture.open())
+        image = picture.open()
+        portrait = None if realign else _portrait(image)
         if portrait is not None:
             images[row], found[row] = portrait, True
+        else:
+            sides_px[row] = max(image.size)
     others = np.flatnonzero(~found).tolist()
-    if others:
-        chosen = [pictures[row] for row in others]
-        gallery = embed_pictures(chosen, load_detector(detector), [], store=store, label="looking for faces")
-        for row, is_found, landmarks in zip(others, gallery.found, gallery.landmarks, strict=True):
-            if is_found:
-                crop, _ = crop_at(pictures[row].open(), landmarks, CROP_PX, margin_px=ARCFACE_MARGIN)
-                images[row] = (crop * 255).round().byte().permute(1, 2, 0).numpy()
-                found[row] = True
+    for row, landmarks in _landmarks(pictures, others, sides_px, detector, store):
+        crop, _ = crop_at(pictures[row].open(), landmarks, CROP_PX, margin_px=ARCFACE_MARGIN)
+        images[row] = (crop * 255).round().byte().permute(1, 2, 0).numpy()
+        found[row] = True
     if not found.any():
         raise FaceNotFoundError(
             f"no face was found in any of {len(pictures)} pictures; crops of faces that are aligned already "
@@ -123,6 +123,49 @@ def labelled_faces(
         labels={},
     )
     return table, [pictures[row].name for row in np.flatnonzero(~found).tolist()]
+
+
+def _landmarks(
+    pictures: Sequence[Picture],
+    rows: Sequence[int],
+    sides_px: Mapping[int, int],
+    detector: str,
+    store: Path | None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(5, 2) of the largest face of these rows, where there is one; small pictures are shown enlarged."""
+    if not rows:
+        return
+    eye = load_detector(detector)
+    alike: dict[int, list[int]] = {}  # rows that it is shown in a square of one size
+    for row in rows:
+        alike.setdefault(shown_px(sides_px[row]), []).append(row)
+    for px, some in sorted(alike.items()):
+        found = embed_pictures(
+            [pictures[row] for row in some],
+            suited_to(eye, max(sides_px[row] for row in some)),
+            [],
+            store=store and store / f"{px} px",
+            label="looking for faces",
+        )
+        for row, is_found, landmarks in zip(some, found.found, found.landmarks, strict=True):
+            if is_found:
+                yield row, landmarks
+
+
+def split_sources(table: FaceTable, num_sources: int) -> tuple[FaceTable, FaceTable]:
+    """`split_people` of each dataset by itself: the people set aside are those of a run on it alone.
+
+    Args:
+        table: of the pictures of `read_sources`.
+        num_sources: number of the datasets.
+    """
+    if num_sources == 1:
+        return split_people(table)
+    source = np.array([int(name.partition("/")[0]) for name in table.identities])
+    parts = [table.subset(np.flatnonzero(source == number).tolist()) for number in range(num_sources)]
+    held = {name for part in parts for name in split_people(part)[1].identities}
+    is_held = np.array([name in held for name in table.identities])
+    return table.subset(np.flatnonzero(~is_held).tolist()), table.subset(np.flatnonzero(is_held).tolist())
 
 
 def is_aligned(image: Image.Image) -> bool:

@@ -15,13 +15,12 @@ from idgen.encoders.base import FaceEncoder
 from idgen.errors import FaceNotFoundError
 from idgen.faces.detect import Detector
 from idgen.faces.photo import choose_face, face_crop, find_faces
-from idgen.faces.scrfd import ScrfdDetector
+from idgen.faces.scrfd import suited_to
 from idgen.synth.duplicates import thumbnail
 from idgen.synth.probes import PROBES, FoundFace
 from idgen.synth.separation import RealPeople, doubt
 
 BLOCK = 16384  # people that pictures are compared with at once
-SMALL_PX = 512  # pictures up to this side are shown to SCRFD enlarged: `ScrfdDetector.fitted`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,11 +107,8 @@ class Onlooker:
 
     def _face(self, picture: Image.Image) -> tuple[int, FoundFace | None]:
         """How many faces there are, and the largest one."""
-        detector = self.detector
-        if isinstance(detector, ScrfdDetector) and max(picture.size) <= SMALL_PX:
-            detector = detector.fitted(max(picture.size))
         try:
-            photo = find_faces(picture, detector)
+            photo = find_faces(picture, suited_to(self.detector, max(picture.size)))
             face = choose_face(photo, "largest", source="the picture")
         except FaceNotFoundError:
             return 0, None
