@@ -137,20 +137,32 @@ def test_killed_at_every_kind_of_moment_it_ends_with_the_same_bytes(
     assert contents(out) == whole
 
 
-def test_killed_at_random_times_it_ends_with_the_same_bytes(whole: dict[str, bytes], tmp_path: Path) -> None:
-    out, drawn, kills = tmp_path / "dataset", random.Random(3), 0
-    for _ in range(4):
+def test_killed_at_twenty_random_times_it_ends_with_the_same_bytes(
+    whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    drawn, kills, ended = random.Random(3), 0, 0
+
+    def fresh() -> Path:
+        (tmp_path / str(ended)).mkdir(exist_ok=True)
+        return tmp_path / str(ended) / "dataset"
+
+    while kills < 20:
         process = os.fork()
         if not process:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.dup2(2, 1)
-            os._exit(main(command(out)))
+            os._exit(main(command(fresh())))
         time.sleep(drawn.uniform(0.05, 1.0))
         os.kill(process, signal.SIGKILL)
-        kills += os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-    assert kills
-    assert main(command(out)) == 0
-    assert contents(out) == whole
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        assert code in (-signal.SIGKILL, 0)
+        if code:
+            kills += 1
+        else:  # it had ended before it was killed; the next one begins anew
+            assert contents(fresh()) == whole
+            ended += 1
+    assert main(command(fresh())) == 0
+    assert contents(fresh()) == whole
 
 
 def test_a_full_disk_is_said_and_the_same_command_goes_on(
