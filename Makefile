@@ -1,6 +1,7 @@
 # make demo   install everything, make pictures of a real person, say where they are
 # make test   install everything, run the tests
-# make check  lint and test: what CI runs
+# make test-ray  install Ray, and test `idgen synthesize --engine ray` on a cluster of two workers
+# make check  lint and all tests: what CI runs
 # make docs   build the reference of the library from its docstrings
 # make clean  remove what the others made; .venv stays (make VENV=... for another one)
 
@@ -10,7 +11,7 @@ READY := $(VENV)/.idgen-is-installed
 PICTURES := demo/pictures
 WORKERS ?= 2
 
-.PHONY: setup demo test lint check docs clean
+.PHONY: setup demo test test-ray lint check docs clean
 
 setup: $(READY)
 
@@ -30,12 +31,18 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# By itself, for a cluster does not start on busy cores. Where Ray is not to be had its tests skip.
+test-ray: $(READY)
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[ray]' || \
+	  echo "Ray cannot be installed here: its tests are skipped" >&2
+	IDGEN_TEST_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/test_synthesize_engines.py -k cluster
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint test
+check: lint test test-ray
 
 docs: $(READY)
 	$(BIN)/python docs/reference.py --out build/reference

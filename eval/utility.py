@@ -6,7 +6,8 @@ r"""Does a recogniser learn from made people what it learns from photos of real 
 Trains `idgen train recognizer` from scratch on each of six sets, once a seed, and compares the recognisers on
 pairs of other people:
 
-    made-equal, real-equal  the made and the real people, cut to one histogram of pictures a person
+    made-equal, real-equal  as many made as real people with one histogram of pictures a person: that of the
+                            real ones, as far as the made ones have so many
     made, real              all of them
     shuffled                the made pictures with permuted names: what chance gives
     both                    the made and the real people together
@@ -17,6 +18,7 @@ run), not on the pairs.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -40,6 +42,7 @@ from idgen.report.document import Measure, Report, Table
 from idgen.report.format import number
 from idgen.report.write import publish
 from idgen.storage import write_json
+from idgen.synth.export.reading import open_labelled
 
 SETS = ("made-equal", "real-equal", "made", "real", "shuffled", "both")
 COMPARED = (("made-equal", "real-equal"), ("made", "real"), ("both", "real"), ("made", "shuffled"))
@@ -71,7 +74,8 @@ class Training:
 
     def command(self, options: argparse.Namespace) -> dict[str, object]:
         """What decides the result, as it is kept."""
-        return {"words": self.words(options), "config": read_yaml(options.config)}
+        words = self.words(options)
+        return {"words": words, "config": read_yaml(options.config), "data": options.digests}
 
     def words(self, options: argparse.Namespace) -> list[str]:
         """The command."""
@@ -96,12 +100,12 @@ class Training:
             MeasureError: if it does not succeed, with the last thing it said.
         """
         said = self.folder.with_suffix(".log")
+        if not self.folder.exists():  # what was begun goes on with its own settings, or refuses these
+            write_json(self.folder.with_suffix(".json"), self.command(options))
         with said.open("a", encoding="utf-8") as log:
             command = [sys.executable, "-m", "idgen", *self.words(options)]
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-        if not code:
-            write_json(self.folder.with_suffix(".json"), self.command(options))
-        else:
+        if code:
             last = said.read_text(encoding="utf-8").strip().splitlines()[-1:]
             raise MeasureError(f"{self.folder.name}: {''.join(last) or f'exit {code}'}; all of it: {said}")
 
@@ -125,6 +129,15 @@ def train_all(trainings: Sequence[Training], options: argparse.Namespace) -> Non
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def digest_of(path: Path) -> str:
+    """Of the people and bytes of a dataset's pictures: one that was made anew is not the one trained on."""
+    digest = hashlib.sha256()
+    for picture in open_labelled(path).pictures:
+        digest.update(json.dumps(picture.identity).encode())
+        digest.update(hashlib.sha256(picture.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def judge(
@@ -287,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(options.seeds)
         for kind in options.sets
     ]
+    options.digests = {str(path): digest_of(path) for path in (options.made, options.real)}
     options.out.mkdir(parents=True, exist_ok=True)
     train_all(trainings, options)
     publish(report_of(trainings, pairs, options), options.out)

@@ -135,10 +135,26 @@ def test_wrong_input(
 
 def test_each_training_is_a_process_of_its_own(program: SimpleNamespace, tmp_path: Path) -> None:
     options = SimpleNamespace(
-        made=tmp_path / "none", real=tmp_path / "none", config=tmp_path / "c.yaml", set=[]
+        made=tmp_path / "none", real=tmp_path / "none", config=tmp_path / "c.yaml", set=[], digests={}
     )
-    with pytest.raises(MeasureError, match=r"made-3: .*c\.yaml"):
-        program.Training(kind="made", seed=3, folder=tmp_path / "made-3").run(options)
+    options.config.write_text("haed: cosface")
+    training = program.Training(kind="made", seed=3, folder=tmp_path / "made-3")
+    with pytest.raises(MeasureError, match=r"made-3: .*haed is not a setting"):
+        training.run(options)
+    assert not training.is_done(options)
+    # killed after the last file of a training and before its next word, it is known again
+    training.folder.mkdir()
+    (training.folder / "result.json").write_text("{}")
+    assert training.is_done(options)
+    options.digests = {"none": "other pictures"}
+    with pytest.raises(MeasureError, match="was trained with other data or settings"):
+        training.is_done(options)
+
+
+def test_a_dataset_is_known_by_its_pictures(program: SimpleNamespace, tmp_path: Path) -> None:
+    first = program.digest_of(write_table(tmp_path / "one.parquet", *people(4, 2)))
+    assert program.digest_of(write_table(tmp_path / "same.parquet", *people(4, 2))) == first
+    assert program.digest_of(write_table(tmp_path / "other.parquet", *people(4, 2, seed=1))) != first
 
 
 def test_the_way_from_chance(program: SimpleNamespace) -> None:

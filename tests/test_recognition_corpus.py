@@ -181,7 +181,7 @@ def test_singles_are_left_out() -> None:
 def test_the_histogram_of_another_dataset_is_matched() -> None:
     table = table_of(COUNTS)
     kept = choose(table, Choice(pictures_like=[6, 3, 3], seed=4))
-    assert Counter(kept.identities) == {"c": 6, "a": 3, "d": 2}  # d has no third picture
+    assert Counter(kept.identities) == {"c": 6, "d": 2, "e": 1}  # the first, the middle and the last of five
     own = {int(image[0, 0, 0]): name for image, name in zip(table.images, table.identities, strict=True)}
     assert all(
         own[int(image[0, 0, 0])] == name for image, name in zip(kept.images, kept.identities, strict=True)
@@ -191,6 +191,21 @@ def test_the_histogram_of_another_dataset_is_matched() -> None:
     assert again.files == kept.files
     assert other.files != kept.files
     assert choose(table, Choice(pictures_like=[9] * 9)).files == table.files
+
+
+def test_two_datasets_cut_to_each_other_have_one_histogram_of_the_larger_ones_shape() -> None:
+    made = table_of({f"m{n:02}": 12 - n % 5 for n in range(20)} | {"single": 1})
+    real = table_of({f"r{n:02}": 2 + 200 // (n + 5) for n in range(60)} | {"single": 1})
+
+    def falling(table: FaceTable) -> list[int]:
+        return sorted(Counter(table.identities).values(), reverse=True)
+
+    one = choose(made, Choice(pictures_like=falling(real), leave_out_singles=True))
+    other = choose(real, Choice(pictures_like=falling(made), leave_out_singles=True))
+    assert falling(one) == falling(other)
+    assert len(one.people()) == 20
+    every_third = [falling(real)[:60][round(n * 59 / 19)] for n in range(20)]
+    assert falling(one) == [min(12 - n // 4, count) for n, count in enumerate(every_third)]
 
 
 def test_names_are_permuted_and_their_numbers_kept() -> None:

@@ -186,8 +186,9 @@ class Choice:
     """Which of the training pictures are used, and under whose name.
 
     Attributes:
-        pictures_like: numbers of pictures that the people are to have, falling; nothing for all they have.
-        leave_out_singles: whether people with one picture are left out.
+        pictures_like: numbers of pictures that people of another dataset have, falling: `like_histogram`;
+            nothing for all pictures.
+        leave_out_singles: whether people with one picture are left out, here and in ``pictures_like``.
         shuffle_identities: whether the names are permuted among the pictures, a control: they teach nothing.
         seed: of what is drawn.
     """
@@ -199,16 +200,18 @@ class Choice:
 
 
 def choose(table: FaceTable, choice: Choice) -> FaceTable:
-    """The pictures to train on: cut to the histogram, then without singles, then with permuted names.
+    """The pictures to train on: without singles, then cut to the histogram, then with permuted names.
 
     Raises:
         ConfigError: if fewer than two people are left.
     """
-    if choice.pictures_like:
-        table = like_histogram(table, choice.pictures_like, choice.seed)
+    counts = choice.pictures_like
     if choice.leave_out_singles:
+        counts = [count for count in counts if count > 1]
         rows = [row for rows in table.people().values() if len(rows) > 1 for row in rows]
         table = table.subset(sorted(rows))
+    if choice.pictures_like:
+        table = like_histogram(table, counts, choice.seed)
     if choice.shuffle_identities:
         order = np.random.default_rng([choice.seed, 1]).permutation(len(table))
         table = replace(table, identities=tuple(table.identities[row] for row in order))
@@ -219,20 +222,33 @@ def choose(table: FaceTable, choice: Choice) -> FaceTable:
 
 
 def like_histogram(table: FaceTable, counts: Sequence[int], seed: int) -> FaceTable:
-    """As many pictures of each person as another dataset has; whoever has the most pictures gets the most.
+    """As many pictures of each person as another dataset has, so far as both have them.
+
+    People of both stand in the order of their numbers of pictures. Of the dataset with more people as many
+    are taken as the other one has, at even distances from the first to the last, so that the shape of its
+    histogram stays. The i-th person keeps the smaller of the two i-th numbers: cut to each other, the two
+    datasets have one histogram.
 
     Args:
         table: whose people are cut down.
-        counts: pictures of each person of the other dataset, falling. People beyond them are left out; a
-            person with fewer pictures than that keeps all.
+        counts: pictures of each person of the other dataset, falling.
         seed: of the pictures that are kept.
     """
     people = sorted(table.people().items(), key=lambda item: (-len(item[1]), item[0]))
+    num_people = min(len(people), len(counts))
     kept: list[int] = []
-    for number, ((_, rows), count) in enumerate(zip(people, counts, strict=False)):
-        drawn = np.random.default_rng([seed, 2, number]).permutation(len(rows))[:count]
+    for number, (own, other) in enumerate(
+        zip(_spread(len(people), num_people), _spread(len(counts), num_people), strict=True)
+    ):
+        rows = people[own][1]
+        drawn = np.random.default_rng([seed, 2, number]).permutation(len(rows))[: counts[other]]
         kept += [rows[i] for i in drawn]
     return table.subset(sorted(kept))
+
+
+def _spread(num: int, chosen: int) -> list[int]:
+    """As many of the first ``num`` numbers, at even distances, the first and the last of them included."""
+    return np.linspace(0, num - 1, chosen).round().astype(int).tolist() if chosen else []
 
 
 def histogram_of(path: Path, reader: Reader = read_pictures) -> list[int]:
