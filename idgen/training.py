@@ -1,7 +1,6 @@
 """What every training program shares: the run folder, progress, the moving average and the data's order."""
 
 import json
-import pickle
 import platform
 import subprocess
 import time
@@ -62,6 +61,18 @@ class TrainingRun:
                 "choose another --out, or give the settings of that run to go on with it"
             )
 
+    def abandon(self) -> None:
+        """Let the folder of a run that was refused before its first step be used with other settings.
+
+        Does nothing where something was trained. What was found in the pictures stays.
+        """
+        if any(self.folder.glob("*.pt")) or any(self.folder.glob("*.jsonl")):
+            return
+        for name in ("config.yaml", "versions.json", "data.json", "held_out_pairs.csv"):
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def rewind(self, name: str, step: int) -> None:
         """Drop what the log says of steps after ``step``: a run that was killed does them again.
 
@@ -108,7 +119,7 @@ class TrainingRun:
             return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # foreign bytes: whatever the readers of zip, pickle and storages say
             reason = str(error).partition("\n")[0]
             raise RunFolderError(f"{path} is damaged; delete it to begin anew: {reason}") from None
 

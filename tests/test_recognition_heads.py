@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -272,6 +273,33 @@ def test_the_margin_loss_is_its_formula_on_what_was_mined(batch: tuple[torch.Ten
     assert head(*batch).item() == pytest.approx((sum(positive) + sum(negative)) / active, rel=1e-4)
 
 
+def test_negatives_are_drawn_by_their_distance() -> None:
+    """Wu et al. 2017, eq. 4: as often as ``1 / q(d)``, q the density of distances on the sphere."""
+    head = build_head("distance_margin", 16, 3)
+    assert isinstance(head, PairHead)
+    torch.manual_seed(0)
+    anchor = torch.nn.functional.normalize(torch.randn(16), dim=0)
+    away = torch.nn.functional.normalize(torch.randn(16) - (torch.randn(16) @ anchor) * anchor, dim=0)
+    away = torch.nn.functional.normalize(away - (away @ anchor) * anchor, dim=0)
+    wanted = [0.2, 0.7, 0.9, 1.1, 1.3, 1.6]  # 0.2 counts as 0.5, and 1.6 is too far to be drawn
+    angles = [2 * math.asin(distance / 2) for distance in wanted]
+    faces = torch.stack([anchor, anchor, *(math.cos(a) * anchor + math.sin(a) * away for a in angles)])
+    person = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2])
+    drawn: Counter[int] = Counter()
+    for _ in range(1500):
+        anchors, _, negatives = head.mine(faces, person)
+        drawn.update(negatives[anchors == 0].tolist())
+
+    def weight(distance: float) -> float:
+        near = max(distance, 0.5)
+        return math.exp((2 - 16) * math.log(near) - (16 - 3) / 2 * math.log(1 - near**2 / 4))
+
+    weights = [weight(distance) if distance < 1.4 else 0.0 for distance in wanted]
+    for row, expected in enumerate(weights, 2):
+        share = drawn[row] / drawn.total()
+        assert share == pytest.approx(expected / sum(weights), abs=0.03), wanted[row - 2]
+
+
 def test_a_missing_library_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     with pytest.raises(ConfigError) as caught:
@@ -307,8 +335,8 @@ def test_all_heads_are_known() -> None:
     ("name", "settings", "message"),
     [
         ("arcfase", {}, "no head called 'arcfase'; did you mean 'arcface'?"),
-        ("arcface", {"margin": 1.2}, "margin must be in [0, 1) and scale positive, got 1.2 and 64.0"),
-        ("adaface", {"scale": 0.0}, "margin must be in [0, 1) and scale positive, got 0.4 and 0.0"),
+        ("arcface", {"margin": 1.2}, "margin must be in [0, 1) and scale positive and finite, got 1.2 and 64.0"),
+        ("adaface", {"scale": 0.0}, "margin must be in [0, 1) and scale positive and finite, got 0.4 and 0.0"),
         ("asoftmax", {"margin": 2.5}, "the margin of asoftmax must be a whole number from 1 to 8, got 2.5"),
         ("asoftmax", {"scale": 8.0}, "the head asoftmax has no scale, got 8.0; leave it out"),
         ("softmax", {"margin": 0.3}, "the head softmax has no margin, got 0.3; leave it out"),

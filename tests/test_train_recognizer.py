@@ -1,22 +1,29 @@
 """`idgen train recognizer`: it learns, goes on after a kill, exports, and looks at test pairs at the end."""
 
 import csv
+import json
 import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from face_tables import write_table
+from made_dataset import ABOUT, rows_of
 from one_process import begin
+from PIL import Image
 from recognizer_runs import arguments, lines, load_program, people, record
 from safetensors import safe_open
 
 from idgen.cli import main
 from idgen.config import from_mapping, read_yaml
 from idgen.encoders.arcface import onnx_encoder
+from idgen.recognition import validation
+from idgen.recognition.corpus import labelled_faces, read_labelled
+from idgen.synth.shards import write_shard
 from idgen.training import Progress, TrainingRun
 
 LEARNING = ("steps=24", "batch_size=16", "evaluate_every=6", "margin=0", "scale=16", "degraded=false",
@@ -159,10 +166,11 @@ def test_the_test_pairs_are_measured_at_the_end_as_evaluate_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     order: list[str] = []
-    names, log = program.main.__globals__, program.TrainingRun.log
-    verify = names["verify_pairs"]
+    log, verify = program.TrainingRun.log, validation.verify_pairs
     monkeypatch.setattr(program.TrainingRun, "log", lambda *a: (order.append(a[1]), log(*a)))
-    monkeypatch.setitem(names, "verify_pairs", lambda *a, **k: (order.append("pairs"), verify(*a, **k))[1])
+    monkeypatch.setattr(
+        validation, "verify_pairs", lambda *a, **k: (order.append("pairs"), verify(*a, **k))[1]
+    )
     listed, table = pairs
     program.main(arguments(faces, tmp_path / "run", f"pairs={listed}", f"pairs_pictures={table}"))
     assert order == ["train", "train", "held_out", "pairs", "pairs"]
@@ -175,6 +183,59 @@ def test_the_test_pairs_are_measured_at_the_end_as_evaluate_does(
                         ("tar_at_far_0.01", "TAR at FAR 0.01")):  # fmt: skip
         assert own[short] == pytest.approx(measures[f"last/{long}"]["value"], abs=1e-12), short
     assert own["face_found"] == 1
+
+
+def test_what_is_verified_during_training_can_be_measured_again(
+    program: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idgen.training.has_bfloat16", lambda device: False)  # as `evaluate` computes
+    images, names = people(100, 3)
+    for row, (pixels, name) in enumerate(zip(images, names, strict=True)):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{row}.png")
+    program.main(arguments(tmp_path / "photos", tmp_path / "run", *LEARNING))
+    command = ["evaluate", "verification", "--pairs", str(tmp_path / "run" / "held_out_pairs.csv"),
+               "--pictures", str(tmp_path / "photos"), "--aligned"]  # fmt: skip
+    assert (
+        main([*command, "--encoder", str(tmp_path / "run" / "last.onnx"), "--out", str(tmp_path / "r")]) == 0
+    )
+    measures = record(tmp_path / "r", "report")["measures"]
+    during = lines(tmp_path / "run" / "held_out.jsonl")[-1]
+    for short, long in (("accuracy", "accuracy"), ("standard_error", "standard error"),
+                        ("tar_at_far_0.01", "TAR at FAR 0.01")):  # fmt: skip
+        assert during[short] == pytest.approx(measures[f"last/{long}"]["value"], abs=1e-9), short
+
+
+def test_every_format_trains_the_same(program: SimpleNamespace, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "dataset.json").write_text(json.dumps({**ABOUT, "num_shards": 1}))
+    write_shard(made, 0, rows_of(range(100), size_px=112))
+    losses = {}
+    for form in ("made", "folder", "webdataset", "parquet", "recordio", "lmdb"):
+        data, run = tmp_path / form, tmp_path / f"run on {form}"
+        if form != "made":
+            assert main(["synthesize", "export", str(made), "--to", form, "--out", str(data)]) == 0
+        program.main(arguments(data, run, "steps=1", "leave_out_singles=true"))
+        losses[form] = lines(run / "train.jsonl")[0]["loss"]
+        assert record(run, "data")["people"] == 90
+        assert record(run, "data")["without_face"] == 0
+    assert losses == dict.fromkeys(losses, losses["made"])
+
+
+def test_pictures_lose_rectangles_as_often_as_is_said(program: SimpleNamespace, faces: Path) -> None:
+    table, _ = labelled_faces(read_labelled(faces))
+    person = np.zeros(len(table), np.int64)
+    shown = {
+        share: program.make_batch(
+            table, person, program.RecognizerConfig(erase_share=share, degraded=False), 0, None
+        )[0]
+        for share in (0.0, 0.3, 1.0)
+    }
+    changed = {share: (views != shown[0.0]).flatten(1).any(dim=1).sum() for share, views in shown.items()}
+    assert changed[0.0] == 0
+    assert 20 < changed[0.3] < 60
+    assert changed[1.0] > 115  # of 128; a rectangle may lie where the picture has its colour already
 
 
 def test_two_datasets_and_the_histogram_of_another(

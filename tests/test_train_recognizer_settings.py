@@ -97,7 +97,7 @@ def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     [
         (["head=arcfase"], "no head called 'arcfase'; did you mean 'arcface'?"),
         (["backbone=iresnet5"], "no backbone called 'iresnet5'; did you mean 'iresnet50'?"),
-        (["margin=1.5"], "margin must be in [0, 1) and scale positive, got 1.5 and 64.0"),
+        (["margin=1.5"], "margin must be in [0, 1) and scale positive and finite, got 1.5 and 64.0"),
         (["widths=[24,64]"], "widths must be multiples of 32, got (24, 64)"),
         (["blocks=[1]"], "widths and blocks name the same stages, got (32, 64) and (1,)"),
         (
@@ -130,6 +130,9 @@ def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         (["pairs=nothing.csv"], "pairs_pictures says where the pictures of pairs lie: give both"),
         (["pairs=nothing.bin", "pairs_pictures=x"], "pairs_pictures says where the pictures of pairs lie"),
         (["steps=0"], "steps must be at least 1, got 0"),
+        (["scale=.nan"], "margin must be in [0, 1) and scale positive and finite, got 0.35 and nan"),
+        (["views.max_rotation_deg=.nan"], "views: max_rotation_deg must be in [0, 180], got nan"),
+        (["views.max_scale=-5.0"], "views: max_scale must be in [0, 0.5], got -5.0"),
         (["epochs=0"], "epochs must be at least 1, got 0"),
         (["haed=arcface"], "config.haed is not a setting; did you mean 'head'?"),
     ],
@@ -194,8 +197,22 @@ def test_pairs_of_pictures_need_two_of_each_person(
         "of 90 people have one picture, and the head supcon compares pictures of a person: "
         "leave_out_singles: true leaves them out"
     )
-    words = arguments(mixed, tmp_path / "fits", *settings, "leave_out_singles=true")
+    # nothing was trained: the same folder takes the corrected command
+    words = arguments(mixed, tmp_path / "mixed", *settings, "leave_out_singles=true")
     assert main(["train", "recognizer", *words]) == 0
+    assert "holds a run with other settings" in refusal(
+        capsys, arguments(mixed, tmp_path / "mixed", "steps=1")
+    )
+
+
+@pytest.mark.parametrize("damage", [b"junk", b"", bytes(range(256)) * 8])
+def test_a_damaged_checkpoint_is_named(
+    program: SimpleNamespace, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes
+) -> None:
+    program.main(arguments(faces, tmp_path / "run", "steps=1"))
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(damage)
+    said = refusal(capsys, arguments(faces, tmp_path / "run", "steps=1"))
+    assert said.startswith(f"{tmp_path / 'run' / 'checkpoint.pt'} is damaged; delete it to begin anew")
 
 
 def test_epochs_stand_for_steps(program: SimpleNamespace, tmp_path: Path) -> None:
@@ -234,7 +251,7 @@ def test_a_run_does_not_go_on_with_other_pictures(tmp_path: Path, capsys: pytest
     )
 
 
-@pytest.mark.parametrize("preset", ["judge", "recognizer", "arcface_r50"])
+@pytest.mark.parametrize("preset", ["judge", "recognizer", "recognizer_small", "arcface_r50"])
 def test_the_presets_fit_together(program: SimpleNamespace, preset: str) -> None:
     program.check(from_mapping(program.RecognizerConfig, read_yaml(CONFIGS / f"{preset}.yaml")))
 

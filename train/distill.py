@@ -32,7 +32,7 @@ from idgen.pixels import to_pixel_values
 from idgen.recognition.backbone import SmallResNet, Symmetric
 from idgen.recognition.export import export_recogniser
 from idgen.recognition.muon import Muon
-from idgen.recognition.validation import embed_rows, held_out_accuracy
+from idgen.recognition.validation import embed_rows, held_out_numbers
 from idgen.recognition.whitening import whitening
 from idgen.training import MovingAverage, Progress, TrainingRun, reduced_precision
 
@@ -250,7 +250,7 @@ def evaluate(student: nn.Module, table: FaceTable, targets: Tensor, config: Conf
     )
     return {
         "cosine": (embedding * targets).sum(dim=1).mean().item(),
-        "accuracy": held_out_accuracy(embedding.numpy(), table),
+        "accuracy": held_out_numbers(embedding.numpy(), table)["accuracy"],
     }
 
 

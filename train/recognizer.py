@@ -32,16 +32,15 @@ from idgen.data.places import data_file
 from idgen.data.sampler import PersonSampler
 from idgen.data.views import ViewConfig, degrade, erase, jittered_views
 from idgen.encoders.arcface import onnx_encoder
-from idgen.errors import ConfigError, TrainingError
+from idgen.errors import ConfigError, IdgenError, TrainingError
 from idgen.pixels import to_pixel_values
-from idgen.recognition import corpus
+from idgen.recognition import corpus, validation
 from idgen.recognition.export import Stored, export_recogniser, export_similarity
 from idgen.recognition.heads import build_head
 from idgen.recognition.networks import build_backbone, read_backbone, write_backbone
 from idgen.recognition.optimize import Schedule, muon_and_adam, rate_share, sgd
 from idgen.recognition.partial import PartialHead
 from idgen.recognition.squeeze import Mirrored
-from idgen.recognition.validation import embed_rows, held_out_accuracy, held_out_pairs, verify_pairs
 from idgen.storage import write_json
 from idgen.synth.export.reading import open_labelled
 from idgen.training import (
@@ -200,9 +199,9 @@ def exported(network: nn.Module, config: RecognizerConfig) -> nn.Module:
 
 
 def measure(network: nn.Module, held: FaceTable, config: RecognizerConfig) -> dict[str, float]:
-    """Accuracy on pairs of people whom the training does not see."""
-    embedding = embed_rows(exported(network, config), held, np.arange(len(held)), bfloat16=True)
-    return {"accuracy": held_out_accuracy(F.normalize(embedding, dim=1).numpy(), held)}
+    """The numbers of `idgen evaluate verification` on pairs of people whom the training does not see."""
+    embedding = validation.embed_rows(exported(network, config), held, np.arange(len(held)), bfloat16=True)
+    return validation.held_out_numbers(F.normalize(embedding, dim=1).numpy(), held)
 
 
 def check(config: RecognizerConfig) -> None:
@@ -235,7 +234,7 @@ def material(
         pictures, detector=config.detector, store=run.folder / "seen", realign=config.realign
     )
     seen, held = corpus.split_sources(table, len(config.sources))
-    held_out_pairs(held)  # refuses too few before training, not after
+    del table  # else the pictures are in memory three times over while some are chosen
     seen = corpus.choose(seen, corpus.Choice(
         pictures_like=counts, leave_out_singles=config.leave_out_singles,
         shuffle_identities=config.shuffle_identities, seed=config.seed,
@@ -245,6 +244,7 @@ def material(
     if counts:
         number |= {"pictures_wanted": sum(counts), "people_wanted": len(counts)}
     corpus.keep_data(run.folder / "data.json", {**number, "names_without_face": lost}, (seen, held))
+    validation.write_held_out_pairs(run.folder / "held_out_pairs.csv", held)  # refuses too few people
     print("data  " + "  ".join(f"{name} {count}" for name, count in number.items()), flush=True)
     return seen, held
 
@@ -348,7 +348,7 @@ def export(
     result: dict[str, Any] = {"cosine_to_network": {"least": least, "mean": mean}}
     if config.pairs is not None:
         pairs = read_pairs(config.pairs, config.pairs_pictures)
-        result["pairs"] = verify_pairs(
+        result["pairs"] = validation.verify_pairs(
             onnx_encoder(path), pairs, detector=config.detector, store=run.folder / "seen"
         )
     return result
@@ -375,10 +375,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = corpus.read_sources(config.sources, open_labelled)
     counts = corpus.histogram_of(config.match_histogram, open_labelled) if config.match_histogram else []
     run = TrainingRun(arguments.out, config)
-    seen, held = material(run, config, pictures, counts)
-    if config.epochs is not None:
-        config = replace(config, steps=config.epochs * -(-len(seen) // config.batch_size))
-    last, best = train(run, config, seen, held)
+    try:
+        seen, held = material(run, config, pictures, counts)
+        if config.epochs is not None:
+            config = replace(config, steps=config.epochs * -(-len(seen) // config.batch_size))
+        last, best = train(run, config, seen, held)
+    except IdgenError:
+        run.abandon()
+        raise
     run.save("last", last)
     result: dict[str, Any] = {"best": best, "last": {"step": config.steps}}
     for name in ("best", "last"):

@@ -34,6 +34,11 @@ class ViewConfig:
                 f"views: 0 < min_side_px <= max_side_px <= {CROP_PX} is needed, "
                 f"got {self.min_side_px} and {self.max_side_px}"
             )
+        highest = {"blend_share": 1, "low_resolution_share": 1, "max_rotation_deg": 180, "max_scale": 0.5,
+                   "max_shift_px": CROP_PX / 2}  # fmt: skip
+        for name, most in highest.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"views: {name} must be in [0, {most:g}], got {getattr(self, name)}")
 
 
 def jittered_views(images: Tensor, config: ViewConfig, generator: torch.Generator) -> Tensor:

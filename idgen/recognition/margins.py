@@ -196,7 +196,7 @@ class AdaFaceHead(CentreHead):
         share: of a batch in the running mean and std.
 
     Raises:
-        ConfigError: for a margin outside [0, 1) or a scale that is not positive.
+        ConfigError: for a margin outside [0, 1) or a scale that is not positive and finite.
     """
 
     norm_mean: Tensor
@@ -254,10 +254,10 @@ def check_margin(margin: float, scale: float) -> None:
     """Refuse what no head can use.
 
     Raises:
-        ConfigError: for a margin outside [0, 1) or a scale that is not positive.
+        ConfigError: for a margin outside [0, 1) or a scale that is not positive and finite.
     """
-    if not 0 <= margin < 1 or scale <= 0:
-        raise ConfigError(f"margin must be in [0, 1) and scale positive, got {margin} and {scale}")
+    if not 0 <= margin < 1 or not 0 < scale < math.inf:
+        raise ConfigError(f"margin must be in [0, 1) and scale positive and finite, got {margin} and {scale}")
 
 
 def refuse(head: str, **given: float | None) -> None:

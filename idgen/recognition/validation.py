@@ -3,6 +3,8 @@
 Shapes: N pictures, D embedding width, P pairs.
 """
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from idgen.faces.detect import load_detector
 from idgen.metrics.verification import fold_accuracies, standard_error, tar_at_far
 from idgen.pixels import to_pixel_values
 from idgen.recognition.corpus import is_aligned
+from idgen.storage import write_bytes
 from idgen.training import reduced_precision
 
 
@@ -58,11 +61,40 @@ def embed_rows(
     return torch.cat(parts)
 
 
-def held_out_accuracy(embedding: np.ndarray, table: FaceTable) -> float:
-    """Accuracy on pairs of the table, thresholds from other people: (N, D) of unit length -> [0, 1]."""
+def held_out_numbers(embedding: np.ndarray, table: FaceTable) -> dict[str, float]:
+    """The numbers of `idgen evaluate verification` on the pairs that `write_held_out_pairs` writes.
+
+    Args:
+        embedding: (N, D) of the table, of unit length.
+        table: of people set aside.
+    """
     pairs = held_out_pairs(table)
     similarity = (embedding[pairs["first"]] * embedding[pairs["second"]]).sum(axis=1)
-    return float(fold_accuracies(similarity, pairs["same"], pairs["fold"]).mean())
+    return _numbers(similarity, pairs["same"], pairs["fold"])
+
+
+def write_held_out_pairs(path: Path, table: FaceTable) -> None:
+    """The pairs that a run is verified on, as a list that `idgen evaluate verification` reads.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["fold", "file_a", "file_b", "same"])
+    pairs = held_out_pairs(table)
+    for fold, first, second, same in zip(*(pairs[name].tolist() for name in pairs), strict=True):
+        writer.writerow([fold, table.files[first], table.files[second], int(same)])
+    write_bytes(path, text.getvalue().encode())
+
+
+def _numbers(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict[str, float]:
+    accuracies = fold_accuracies(similarity, same, fold)
+    return {
+        "accuracy": float(accuracies.mean()),
+        "standard_error": standard_error(accuracies),
+        "tar_at_far_0.01": tar_at_far(similarity, same, 0.01)[0],
+    }
 
 
 def verify_pairs(
@@ -90,10 +122,4 @@ def verify_pairs(
     )
     vectors = gallery.vectors[encoder.id]
     similarity = np.einsum("pd,pd->p", vectors[pairs.first], vectors[pairs.second], dtype=np.float64)
-    accuracies = fold_accuracies(similarity, pairs.same, fold)
-    return {
-        "accuracy": float(accuracies.mean()),
-        "standard_error": standard_error(accuracies),
-        "tar_at_far_0.01": tar_at_far(similarity, pairs.same, 0.01)[0],
-        "face_found": float(gallery.found.mean()),
-    }
+    return {**_numbers(similarity, pairs.same, fold), "face_found": float(gallery.found.mean())}
