@@ -1,23 +1,28 @@
 """What the whole of `idgen synthesize` costs, beside the bare denoising loop and decoding, in one run.
 
     python benchmarks/synthesize.py --people 16 --pictures 4
+    python benchmarks/synthesize.py --people 40 --pictures 10 --process
 
 Both draw the planned pictures with the same model, batch size and steps; the command looks at them, judges,
 encodes and writes them as well, and its pictures are counted before that. The roads are timed in turn, repeat
 after repeat, so that a busy machine slows both alike; the median counts, of the rates and of the ratios of
-each repeat, whose range says how far to trust it. Opening the model is in neither.
+each repeat, whose range says how far to trust it. Imports, opening the model, the people, the plan and the
+report are in neither; with --process a command of its own is timed as well, from its first word to its last.
 """
 
 import argparse
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet
 import torch
 
 from idgen.config import Parser
@@ -78,6 +83,26 @@ def whole(shop: Workshop) -> float:
     return drawn / (time.perf_counter() - start)
 
 
+def process(options: argparse.Namespace, folder: Path) -> float:
+    """Pictures a second of the command as a user starts it: with imports, models, people, plan and report."""
+    words = ["--people", options.people, "--pictures", options.pictures, "--retries", options.retries,
+             "--model", options.model, "--device", options.device]  # fmt: skip
+    for name, value in (("--shard-people", options.shard_people), ("--batch-size", options.batch),
+                        ("--steps", options.steps), ("--threads", options.threads),
+                        ("--adapter", options.adapter)):  # fmt: skip
+        words += [name, value] if value is not None else []
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "idgen", "synthesize", *map(str, words), "--out", str(folder)],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    drawn = [
+        pyarrow.parquet.read_table(file, columns=["attempts"]) for file in folder.glob("shards/*.parquet")
+    ]
+    return sum(sum(part["attempts"].to_pylist()) for part in drawn) / seconds
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table in Markdown."""
     parser = Parser(description=__doc__)
@@ -92,9 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--process", action="store_true", help="time a command of its own, once")
     options = parser.parse_args(argv)
     hide_loading_bars()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as own:
         shop = open_workshop(Path(folder), options)
         num_pictures = options.people * options.pictures
         with ThreadPoolExecutor(1) as pool:
@@ -103,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for _ in range(options.repeats):
             for name, rate in zip(rates, (bare(shop, num_pictures), whole(shop)), strict=True):
                 rates[name].append(rate)
-    ratios = [everything / alone for alone, everything in zip(*rates.values(), strict=True)]
+        alone = statistics.median(rates["denoising and decoding alone"])
+        started = process(options, Path(own) / "dataset") if options.process else None
+    ratios = [everything / bare_rate for bare_rate, everything in zip(*rates.values(), strict=True)]
     with shop.painter.turn() as pipe:
         device = pipe.device
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {device}")
@@ -113,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"| {name} | {statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g}) |")
     least, most = min(ratios), max(ratios)
     print(f"\nthe whole command / alone: {statistics.median(ratios):.1%} ({least:.1%} to {most:.1%})")
+    if started is not None:
+        print(f"a command of its own: {started:.3g} pictures a second, {started / alone:.1%}")
     return 0
 
 
