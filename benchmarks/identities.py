@@ -6,17 +6,19 @@
 
 The usual way: one candidate at a time, compared with everybody accepted so far, who stand in an array that
 is made anew with one row more. Both ways get the same candidates, and must accept the same people. The usual
-way is measured at the smaller numbers; its time at the largest is extrapolated from the last two, and marked.
-The largest number also counts the processor's seconds, and how much memory the process came to hold, beside
-what `memory_bytes` says beforehand. With --out the people lie on the disk, and are written as they are found.
+way is measured at the numbers of --both; beyond them its time is extrapolated from the last two, and marked.
+Of both ways the seconds of the processor are counted too, which other work on the machine hardly changes, and
+how much memory the process came to hold, beside what `memory_bytes` says. With --out the people lie
+on the disk, and are written as they are found.
 """
 
 import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -55,6 +57,20 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+class Spent(NamedTuple):
+    """What a call took: seconds by the clock, and of the processor, threads added up."""
+
+    seconds: float
+    processor: float
+
+
+def timed(call: Callable[[], np.ndarray]) -> tuple[Spent, np.ndarray]:
+    """What it took, and what it found."""
+    start, processor = time.perf_counter(), time.process_time()
+    found = call()
+    return Spent(time.perf_counter() - start, time.process_time() - processor), found
+
+
 def extrapolated(seconds: dict[int, float], num: int) -> tuple[float, float]:
     """Seconds at ``num`` by the power law through the last two numbers measured, and its exponent."""
     (less, early), (more, late) = sorted(seconds.items())[-2:]
@@ -75,34 +91,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     source = UniformSphere(encoder="drawn@000000000000", dim=options.dim)
     by_idgen(source, 300, options.max_cosine)  # first calls are not what is measured
-    ours: dict[int, float] = {}
-    usual: dict[int, float] = {}
-    before, processor = 0, 0.0
+    ours: dict[int, Spent] = {}
+    usual: dict[int, Spent] = {}
+    before = 0
     for num in sorted({*options.both, options.people}):
-        before, start, processor = peak_bytes(), time.perf_counter(), time.process_time()
-        found = by_idgen(source, num, options.max_cosine, options.out if num == options.people else None)
-        ours[num], processor = time.perf_counter() - start, time.process_time() - processor
+        before = peak_bytes()
+        out = options.out if num == options.people else None
+        ours[num], found = timed(lambda n=num, o=out: by_idgen(source, n, options.max_cosine, o))
         if num in options.both:
-            start = time.perf_counter()
-            same = by_appending(source, num, options.max_cosine)
-            usual[num] = time.perf_counter() - start
+            usual[num], same = timed(lambda n=num: by_appending(source, n, options.max_cosine))
             if not np.array_equal(found, same):
                 raise MeasureError(f"the two ways accept different people at {num:,}")
     memory_gb = memory_bytes(options.people, options.dim) / 1e9
     print(f"{options.dim}-d, every cosine below {options.max_cosine:g}; {options.people:,} people need "
           f"{memory_gb:.2f} GB, by `memory_bytes`; the process came to hold "
-          f"{(peak_bytes() - before) / 1e9:.2f} GB more than it had held before; the last number took "
-          f"{processor:.0f} processor seconds\n")  # fmt: skip
-    print("| people | idgen, seconds | usual way, seconds | ratio |\n| --- | --- | --- | --- |")
-    for num, seconds in ours.items():
+          f"{(peak_bytes() - before) / 1e9:.2f} GB more than it had held before\n")  # fmt: skip
+    print("| people | idgen, seconds (of the processor) | usual way, seconds (of the processor) "
+          "| ratio (of the processor's seconds) |\n| --- | --- | --- | --- |")  # fmt: skip
+    for num, (seconds, cpu) in ours.items():
+        mine = f"| {num:,} | {seconds:.2f} ({cpu:.2f}) |"
         if num in usual:
-            print(f"| {num:,} | {seconds:.2f} | {usual[num]:.2f} | {usual[num] / seconds:.1f} |")
+            other, other_cpu = usual[num]
+            print(f"{mine} {other:.2f} ({other_cpu:.2f}) | {other / seconds:.1f} ({other_cpu / cpu:.1f}) |")
         elif len(usual) > 1:
-            far, exponent = extrapolated(usual, num)
-            print(f"| {num:,} | {seconds:.2f} | {far:.0f}, not measured: extrapolated as n^{exponent:.2f} | "
+            far, exponent = extrapolated({n: spent.seconds for n, spent in usual.items()}, num)
+            print(f"{mine} {far:.0f}, not measured: extrapolated as n^{exponent:.2f} | "
                   f"{far / seconds:.1f}, extrapolated |")  # fmt: skip
         else:
-            print(f"| {num:,} | {seconds:.2f} | not measured | |")
+            print(f"{mine} not measured | |")
     return 0
 
 

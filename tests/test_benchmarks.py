@@ -19,7 +19,7 @@ def test_both_ways_accept_the_same_people_where_many_are_turned_away(
     rows = {row[0].strip("| "): row[1:] for row in table[2:]}
     assert list(rows) == ["100", "200", "400"]
     for people in ("100", "200"):
-        assert re.fullmatch(r"\d+\.\d \|", rows[people][2])
+        assert re.fullmatch(r"\d+\.\d \(\d+\.\d\) \|", rows[people][2])
     assert "not measured: extrapolated" in rows["400"][1]
 
 
