@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from idgen.blocklist import Blocklist
 from idgen.config import Parser
 from idgen.errors import MeasureError
 from idgen.synth.identities import candidates, memory_bytes, separated_people
@@ -48,7 +49,9 @@ def by_appending(people: UniformSphere, num: int, max_cosine: float) -> np.ndarr
 def by_idgen(people: UniformSphere, num: int, max_cosine: float, out: Path | None = None) -> np.ndarray:
     """Chunks of candidates against blocks of those accepted."""
     with tqdm(total=num, desc=f"idgen, {num:,}", unit="person", disable=None) as bar:
-        return separated_people(people, num, max_cosine=max_cosine, out=out, advance=bar.update)
+        return separated_people(
+            people, num, max_cosine=max_cosine, blocklist=Blocklist(), out=out, advance=bar.update
+        )
 
 
 def peak_bytes() -> int:

@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from idgen.blocklist import Blocklist
 from idgen.config import Parser
 from idgen.data.images import FaceTable, load_faces, split_people
 from idgen.data.manifest import write_manifest
@@ -99,7 +98,7 @@ def invent_people(table: FaceTable, encoder: FaceEncoder, options: argparse.Name
             np.save(file, vectors)
     return separated_people(
         people, options.people, max_cosine=limit, seed=options.seed, gallery=np.load(store),
-        max_gallery_cosine=limit, blocklist=Blocklist.load(), out=options.out / "people",
+        max_gallery_cosine=limit, encoder=encoder, out=options.out / "people",
     )  # fmt: skip
 
 

@@ -9,7 +9,9 @@ Shapes: N people, D width of a face vector.
 import json
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,9 +21,16 @@ from safetensors.numpy import save
 
 from idgen.config import nearest
 from idgen.encoders.thresholds import threshold_at
-from idgen.errors import ConfigError, EncoderMismatchError, IdentityError, RefusedPersonError
+from idgen.errors import (
+    ConfigError,
+    EncoderMismatchError,
+    IdentityError,
+    RefusedPersonError,
+    RunFolderError,
+    StorageError,
+)
 from idgen.identity import Feature, Identity, similarity
-from idgen.storage import replacing, sorted_header
+from idgen.storage import lock, replacing, sorted_header
 
 if TYPE_CHECKING:
     from idgen.encoders.base import FaceEncoder
@@ -33,6 +42,7 @@ VARIABLE = "IDGEN_BLOCKLIST"  # environment variable: another place for the list
 FMR = "1e-3"
 OWNER_ONLY = 0o600
 MAX_NAMES = 3  # that a message lists
+PATIENCE_SECONDS, PAUSE_SECONDS = 30.0, 0.02  # while another process changes the list
 
 _NAME = re.compile(r"\S(.{0,98}\S)?")
 
@@ -66,6 +76,13 @@ class Blocklist:
 
     def __len__(self) -> int:
         return len(self.people)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same people are on it with the same vectors, wherever the list lies."""
+        return isinstance(other, Blocklist) and self._content() == other._content()
+
+    def _content(self) -> dict[str, list[tuple[str, bytes]]]:
+        return {name: [(f.encoder, f.value.tobytes()) for f in i.features] for name, i in self.people.items()}
 
     # --- the file -----------------------------------------------------------------------------------------
 
@@ -123,6 +140,44 @@ class Blocklist:
             Path(file.name).chmod(OWNER_ONLY)  # before there is anything to be read
             file.write(sorted_header(save(tensors, head)))
 
+    @classmethod
+    @contextmanager
+    def changing(cls, path: Path | None = None, *, may_be_missing: bool = False) -> Iterator[Self]:
+        """A block that is given the list and changes it; it is saved at the end, unless something goes wrong.
+
+        Other processes that want to change it wait: nobody who was put on it meanwhile is lost. A hidden file
+        beside it is what they wait for.
+
+        Args:
+            path: as for `load`; its folder must be there.
+            may_be_missing: likewise.
+
+        Raises:
+            IdentityError: as for `load`.
+            RunFolderError: if another process does not come to an end with its change.
+            StorageError: if it cannot be written.
+        """
+        where = path or default_path()
+        try:
+            held = where.with_name(f".{where.name}.lock").open("wb")
+        except OSError as error:
+            raise StorageError(f"cannot write into {where.parent}: {error.strerror or error}") from None
+        with held:
+            patience = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                try:
+                    lock(
+                        held, f"another process changes {where}, and does not come to an end; try again later"
+                    )
+                    break
+                except RunFolderError:
+                    if time.monotonic() > patience:
+                        raise
+                    time.sleep(PAUSE_SECONDS)
+            listed = cls.load(path, may_be_missing=may_be_missing)
+            yield listed
+            listed.save()
+
     # --- who is on it -------------------------------------------------------------------------------------
 
     def add(self, identity: Identity, name: str | None = None) -> str:
@@ -137,7 +192,8 @@ class Blocklist:
             The name.
 
         Raises:
-            ConfigError: if the name cannot be used, or has a vector of that encoder.
+            ConfigError: if the name cannot be used, or has a vector of that encoder; if the very same vector
+                stands under another name.
             IdentityError: if the identity holds no face vector.
         """
         vectors = tuple(f for f in identity.features if f.kind == "face_vector")
@@ -151,7 +207,7 @@ class Blocklist:
                     f"{name!r} is on the list with a vector of {feature.encoder} already; add another person "
                     "under another name, or remove this one first"
                 )
-            self._check_width(feature)
+            self._check_new(feature)
         kept = (Feature(f.encoder, f.kind, f.value) for f in vectors)  # without the norm: it is not needed
         self.people[name] = Identity((*known, *kept))
         return name
@@ -162,13 +218,19 @@ class Blocklist:
             number += 1
         return f"person-{number}"
 
-    def _check_width(self, feature: Feature) -> None:
-        for identity in self.people.values():
+    def _check_new(self, feature: Feature) -> None:
+        """Let a vector pass that is as wide as the others of its encoder, and is none of them."""
+        for name, identity in self.people.items():
             for other in identity.features:
                 if other.encoder == feature.encoder and other.value.shape != feature.value.shape:
                     raise EncoderMismatchError(
                         f"vectors of {feature.encoder} on the list are of shape {other.value.shape}, "
                         f"this one is of {feature.value.shape}"
+                    )
+                if other.encoder == feature.encoder and np.array_equal(other.value, feature.value):
+                    raise ConfigError(
+                        f"this person is on the list already, as {name!r}, with the same vector of "
+                        f"{feature.encoder}; only vectors of further encoders can be added, under that name"
                     )
 
     def remove(self, name: str) -> None:
@@ -259,7 +321,7 @@ class Blocklist:
         return EncoderMismatchError(
             f"not checked against people who refused: {shown}{more} of {self.path} cannot be compared by "
             f"{by}. Embed their photos again with the encoder in use, `idgen blocklist add PHOTO "
-            "--name NAME --encoder SPEC`, or allow unchecked people"
+            "--name NAME --encoder SPEC`, or go on without them (--allow-unchecked, where a command has it)"
         )
 
 

@@ -88,6 +88,13 @@ def _dispatch(words: list[str]) -> int:
         )
     if rest and rest[0] in command.words:
         return _main_of(command.other)(rest)
+    if command.words and rest and not rest[0].startswith("-"):  # such a command has options alone
+        from idgen.config import nearest
+
+        known = ", ".join(command.words)
+        raise ConfigError(
+            f"{name} has no command {rest[0]!r}{nearest(rest[0], command.words)} (there is: {known})"
+        )
     if command.target.endswith("/"):
         return _run_one_of(name, programs_root() / command.target, rest)
     if command.target.endswith(".py"):

@@ -26,29 +26,9 @@ if TYPE_CHECKING:
 COMMANDS = "plan, diff, export, import, check"  # of the command line, beside this program
 # of the settings: what leads to things whose content is recorded, and what decides no picture
 NOT_IN_RECORD = (
-    *(
-        "people",
-        "pictures",
-        "plan",
-        "grammar",
-        "distribution",
-        "name",
-        "model",
-        "adapter",
-        "encoder",
-        "judge",
-    ),
-    *(
-        "detector",
-        "gallery",
-        "curation",
-        "allow_unchecked",
-        "device",
-        "threads",
-        "engine",
-        "ray_address",
-        "out",
-    ),
+    *("people", "pictures", "plan", "plan_like", "grammar", "distribution", "name", "model"),
+    *("adapter", "encoder", "judge", "detector", "gallery", "curation", "allow_unchecked", "device"),
+    *("threads", "engine", "ray_address", "out"),
 )
 
 
@@ -60,8 +40,9 @@ class SynthesizeConfig:
     people: int | None = None
     pictures: int | None = None
     plan: Path | None = None
+    plan_like: Path | None = None
     grammar: Path | None = None
-    distribution: dict[str, Any] = field(default_factory=dict)  # axis -> value -> weight
+    distribution: Path | dict[str, Any] = field(default_factory=dict)  # or axis -> value -> weight
     name: str = "new"
     seed: int = 0
     source: str = "pca"
@@ -90,14 +71,19 @@ class SynthesizeConfig:
     device: str = "auto"
     threads: int | None = None
     engine: Literal["local", "ray"] = "local"
-    ray_address: str = "auto"
+    ray_address: str | None = None
     allow_unchecked: bool = False
 
     def __post_init__(self) -> None:
         if self.plan is None and (self.people is None or self.pictures is None):
             raise ConfigError("--people and --pictures must be given, or a --plan that says both")
-        if self.plan is not None and (self.pictures is not None or self.grammar or self.distribution):
-            raise ConfigError("--plan says which pictures are made; it goes without --pictures and --grammar")
+        if self.plan is None and self.plan_like is not None:
+            raise ConfigError(
+                f"--plan-like {self.plan_like} goes with --plan, the file that was edited from it"
+            )
+        changed = {"pictures": None, "grammar": None, "distribution": {}, "name": "new"}
+        if self.plan and (own := [name for name, usual in changed.items() if getattr(self, name) != usual]):
+            raise ConfigError(f"--plan says which pictures are made; it goes without --{own[0]}")
         bounds = {
             "people": (1, 2**31 - 1), "pictures": (1, 2**22 - 1), "seed": (0, 2**63 - 1),
             "max_cosine": (-1, 1), "id_scale": (0, 10), "id_start": (0, 1), "id_end": (0, 1),
@@ -113,6 +99,10 @@ class SynthesizeConfig:
             raise ConfigError(f"--id-end must be above --id-start, got {self.id_end:g} and {self.id_start:g}")
         if self.size is not None:
             read_size(self.size)
+        if self.ray_address is not None and self.engine != "ray":
+            raise ConfigError(
+                f"--ray-address {self.ray_address} goes with --engine ray, got --engine {self.engine}"
+            )
 
 
 # Option, type, what stands for its value in --help, help with the default.
@@ -120,11 +110,13 @@ OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--people", int, "N", "how many new people"),
     ("--pictures", int, "K", "of each"),
     ("--plan", Path, "FILE", "made by `idgen synthesize plan`, and edited, instead of --pictures"),
+    ("--plan-like", Path, "FILE", "the plan that --plan was edited from, if its metadata was lost"),
     ("--out", Path, "DIR", "folder of the dataset; one that is found there goes on"),
     ("--grammar", Path, "FILE", "YAML of attributes and prompts (portraits)"),
+    ("--distribution", Path, "FILE", "YAML of weights, or a Parquet table to measure (as --grammar says)"),
     ("--name", str, "TEXT", "begins the names of the people (new)"),
     ("--seed", int, "N", "of the people, the plan and the pictures (0)"),
-    ("--source", str, "SPEC", "of the people: pca[:FILE], vmf:FILE, uniform, file:FILE, mixture:... (pca)"),
+    ("--source", str, "S", "pca[:FILE], vmf:FILE, uniform, file:FILE, interpolation:S, mixture:W*S,.. (pca)"),
     ("--max-cosine", float, "C", "between two people (the encoder's threshold at FMR 1e-4)"),
     ("--id-scale", float, "S", "strength of the identity (1)"),
     ("--id-start", float, "T", "the identity has a say from this part of the denoising on (0)"),
@@ -146,19 +138,14 @@ OPTIONS: tuple[tuple[str, type, str, str], ...] = (
     ("--shard-people", int, "N", "people of a shard, the unit that is made whole or again (256 pictures)"),
     ("--device", str, "NAMES", "cpu, mps, cuda, cuda:0,cuda:1 (one process each) or auto: every GPU (auto)"),
     ("--threads", int, "N", "that judge and write beside each device (its share of the cores, at most 16)"),
-    (
-        "--engine",
-        str,
-        "NAME",
-        "local, or ray: tasks of a cluster that sees --out under the same path (local)",
-    ),
+    ("--engine", str, "NAME", "local, or ray: tasks of a cluster that sees --out at the same path (local)"),
     ("--ray-address", str, "ADDR", "of the cluster (auto)"),
     ("--config", Path, "FILE", "YAML file with these settings; options override it"),
 )
 
 
-def read_command(argv: Sequence[str] | None) -> tuple[SynthesizeConfig, bool]:
-    """The settings of the command line over those of --config over the defaults; whether it is a dry run."""
+def read_command(argv: Sequence[str] | None) -> tuple[SynthesizeConfig, bool, bool]:
+    """The settings of the command line over those of --config over the defaults; --dry-run, --repair."""
     about = f"{__doc__} Further commands, with --help of their own: {COMMANDS}."
     parser = Parser(prog="idgen synthesize", description=about, argument_default=argparse.SUPPRESS)
     for option, kind, metavar, text in OPTIONS:
@@ -170,6 +157,7 @@ def read_command(argv: Sequence[str] | None) -> tuple[SynthesizeConfig, bool]:
         "--galleries-aligned": "their photos are aligned (112 or 128 pixels)",
         "--allow-unchecked": "go on where people who refused cannot be compared by these encoders",
         "--dry-run": "say what would be made, what it needs and how long it takes, and stop",
+        "--repair": "compare what is there with its checksums first, and make again what is damaged",
     }
     for option, text in flags.items():
         parser.add_argument(option, action="store_true", help=text)
@@ -177,30 +165,32 @@ def read_command(argv: Sequence[str] | None) -> tuple[SynthesizeConfig, bool]:
     parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=settings)
     options = vars(parser.parse_args(argv))
     from_file = read_yaml(options.pop("config")) if "config" in options else {}
-    is_dry, assignments = options.pop("dry_run", False), options.pop("set", [])
+    is_dry, is_repair = (options.pop(name, False) for name in ("dry_run", "repair"))
+    if is_dry and is_repair:
+        raise ConfigError("--dry-run changes nothing and --repair does; leave one of them out")
+    assignments = options.pop("set", [])
     values = override({**from_file, **options}, assignments)
     if "out" not in values:
         raise ConfigError("--out must be given (`idgen synthesize --help` shows how)")
-    return from_mapping(SynthesizeConfig, values), is_dry
+    return from_mapping(SynthesizeConfig, values), is_dry, is_repair
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command, make what is missing, say what is there."""
-    config, is_dry = read_command(argv)
+    config, is_dry, is_repair = read_command(argv)
     with quick_imports():
         from idgen.opening import hide_loading_bars, model_folder, open_kit  # seconds
         from idgen.synth.counting import counted
         from idgen.synth.engines import choose_devices
         from idgen.synth.estimate import estimate
-        from idgen.synth.finding import find_people
+        from idgen.synth.finding import clear_dataset, find_people, open_dataset, open_source
         from idgen.synth.findings import write_findings
-        from idgen.synth.folder import DatasetFolder
         from idgen.synth.galleries import embed_galleries, forget_galleries
         from idgen.synth.recipe import Layout
         from idgen.synth.work import PLAN
 
     hide_loading_bars()
-    devices = choose_devices(config.device.split(","))
+    devices = choose_devices(config.device.split(","), config.engine)
     model = model_folder(config.model)
     kit = open_kit(
         model, adapter=config.adapter, encoder=config.encoder, judge=config.judge, detector=config.detector
@@ -211,29 +201,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, plan, size=size, batch_size=config.batch_size, shard_people=config.shard_people
     )
     command = describe_command(config, kit, plan, model, layout)
-    dataset = DatasetFolder(config.out, command, num_shards=layout.num_shards(plan))
+    dataset = open_dataset(config.out, command, num_shards=layout.num_shards(plan))
+    if is_repair and dataset.about:
+        with dataset.locked():
+            for line in dataset.give_up_damaged():
+                print(f"idgen: {line}; it is made again", file=sys.stderr)
     if dataset.is_finished:
         print(f"{config.out} is finished: {dataset.summary()}")
         return 0
+    people = open_source(
+        config.source, plan, kit.encoder, max_cosine=config.max_cosine,
+        has_galleries=bool(config.gallery), allow_unchecked=config.allow_unchecked,
+    )  # fmt: skip
     if is_dry:
         recipe = describe_recipe(config, kit, layout, dataset, model, devices)
         print("\n".join(estimate(recipe, kit, plan, dataset, devices)))
         return 0
     with dataset.locked(), saying_how_far(dataset, layout, plan):
+        clear_dataset(dataset)
         dataset.start(describe_origin(config, kit, plan, model))
         real = embed_galleries(
             config.gallery, config.out, kit.detector, kit.encoders, aligned=config.galleries_aligned
         )
         find_people(
-            plan,
-            kit,
-            config.out,
-            source=config.source,
-            max_cosine=config.max_cosine,
-            seed=config.seed,
+            plan, kit, config.out, source=people, max_cosine=config.max_cosine, seed=config.seed,
             galleries=[gallery[kit.encoder.id] for gallery in real.values()],
             allow_unchecked=config.allow_unchecked,
-        )
+        )  # fmt: skip
         plan.write(config.out / PLAN)
         recipe = describe_recipe(config, kit, layout, dataset, model, devices)
         missing = dataset.missing()
@@ -252,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_or_make_plan(config: SynthesizeConfig) -> "Plan":
     """Who is on which picture: as given, or by the grammar."""
     from idgen.synth.curate import check_grammar
+    from idgen.synth.distribution import distribution_of
     from idgen.synth.grammar import read_grammar
     from idgen.synth.origin import without_folders
     from idgen.synth.plan import Plan
@@ -266,11 +261,11 @@ def read_or_make_plan(config: SynthesizeConfig) -> "Plan":
             config.people,
             config.pictures,
             config.seed,
-            distribution=config.distribution,
+            distribution=distribution_of(config.distribution, grammar),
             source={"source": without_folders(config.source), "seed": config.seed},
             name=config.name,
         )
-    plan = Plan.read(config.plan)
+    plan = Plan.read(config.plan, like=config.plan_like)
     check_grammar(plan.grammar)
     last = int(plan.numbers("person").max())
     if config.people is not None and config.people <= last:
@@ -342,14 +337,18 @@ def describe_recipe(
     """What every process must know that makes shards."""
     from idgen.synth.engines import choose_threads
     from idgen.synth.origin import model_name
-    from idgen.synth.recipe import Recipe
+    from idgen.synth.recipe import Recipe, absolute_spec
 
     same = (
-        *("model", "adapter", "encoder", "judge", "detector", "precision", "steps", "guidance"),
-        *("id_guidance", "id_scale", "id_start", "id_end", "retries", "quality", "allow_unchecked"),
+        *("precision", "steps", "guidance", "id_guidance", "id_scale", "id_start", "id_end"),
+        *("retries", "quality", "allow_unchecked"),
     )
+    given: dict[str, Any] = {name: getattr(config, name) for name in same}
+    given["adapter"] = config.adapter and config.adapter.absolute()
+    for name in ("model", "encoder", "judge", "detector"):
+        given[name] = absolute_spec(getattr(config, name))
     return Recipe(
-        **{name: getattr(config, name) for name in same},
+        **given,
         dataset=config.out.absolute(),
         layout=layout,
         kind=config.format,
@@ -369,7 +368,7 @@ def make(
     from idgen.synth.engines import local_engine, ray_engine
 
     if config.engine == "ray":
-        return ray_engine(recipe, missing, config.ray_address, devices)
+        return ray_engine(recipe, missing, config.ray_address or "auto", devices)
     return local_engine(recipe, missing, devices)
 
 
@@ -381,7 +380,9 @@ def saying_how_far(dataset: "DatasetFolder", layout: "Layout", plan: "Plan") -> 
     try:
         yield
     except (KeyboardInterrupt, StorageError, WorkerError) as error:
-        said = dataset.give_up(error) if isinstance(error, DamagedShardError) else str(error)
+        said = str(error)
+        if isinstance(error, DamagedShardError):
+            said = f"{dataset.give_up(error)}; it is made again next time"
         left = layout.num_pictures(plan, dataset.missing())
         how = dataset.how_to_go_on(error, left, most_bytes=3 * layout.width * layout.height)
         if isinstance(error, KeyboardInterrupt):

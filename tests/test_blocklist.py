@@ -116,11 +116,11 @@ def test_an_encoder_that_is_no_pack_is_known_by_itself(tmp_path: Path) -> None:
 def test_who_cannot_be_compared_is_not_passed_over() -> None:
     listed = Blocklist()
     listed.add(towards(1), "Ann")
-    for name in ("Bob", "Cid", "Dan", "Eve"):
-        listed.add(towards(0, OTHER), name)
+    for number, name in enumerate(("Bob", "Cid", "Dan", "Eve")):
+        listed.add(towards(number / 10, OTHER), name)
     message = (
         rf"not checked against people who refused: 'Bob', 'Cid', 'Dan' and 1 more .* compared by {TINY}\. "
-        "Embed their photos again .*idgen blocklist add PHOTO --name NAME --encoder SPEC"
+        "Embed their photos again .*idgen blocklist add PHOTO --name NAME --encoder SPEC.*--allow-unchecked"
     )
     with pytest.raises(EncoderMismatchError, match=message):
         listed.check(towards(0.1), 0.5)

@@ -106,6 +106,14 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     )
 
 
+def test_an_unknown_word_of_a_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["synthesize", "exprot", "made"]) == 2
+    assert one_line(capsys) == (
+        "idgen: synthesize has no command 'exprot'; did you mean 'export'? "
+        "(there is: plan, diff, export, import, check)\n"
+    )
+
+
 def test_no_command_shows_the_commands_and_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "generate" in capsys.readouterr().err

@@ -16,13 +16,13 @@ from idgen.errors import ConfigError, StorageError
 from idgen.report.write import read_report
 from idgen.synth.counts import counts_of_attributes, quotas_of, yield_of
 from idgen.synth.dataset import Dataset
-from idgen.synth.embeddings import EMBEDDINGS, read_embeddings, write_embeddings
+from idgen.synth.embeddings import read_embeddings, write_embeddings
 from idgen.synth.export.base import exporters
 from idgen.synth.export.exporting import export_dataset
 from idgen.synth.facts import facts_of, quantile
 from idgen.synth.findings import write_findings
 from idgen.synth.measuring import find, nearest_centres
-from idgen.synth.shards import read_shards, write_shard
+from idgen.synth.shards import VECTORS_FACT, read_shards, write_shard
 
 PEOPLE, EACH = 6, 4
 REASONS = ("unlike", "attribute", "no_face")
@@ -89,7 +89,7 @@ def dataset(tmp_path: Path, encoders: list[FaceEncoder]) -> Path:
             for pair, (row, data) in zip(pairs, rows, strict=True)
             if data is not None
         }
-        write_shard(folder, shard, rows, facts={EMBEDDINGS: write_embeddings(folder, shard, vectors)})
+        write_shard(folder, shard, rows, facts={VECTORS_FACT: write_embeddings(folder, shard, vectors)})
     return folder
 
 
@@ -353,7 +353,7 @@ def test_a_dataset_of_which_nothing_was_kept_has_findings_too(
     tmp_path: Path, encoders: list[FaceEncoder]
 ) -> None:
     rows = [(row_of(person, EACH - 1), None) for person in range(2)]
-    write_shard(tmp_path, 0, rows, facts={EMBEDDINGS: write_embeddings(tmp_path, 0, {})})
+    write_shard(tmp_path, 0, rows, facts={VECTORS_FACT: write_embeddings(tmp_path, 0, {})})
     (tmp_path / "dataset.json").write_text(json.dumps({"num_shards": 1}))
     write_findings(tmp_path, encoders=encoders)
     about = json.loads((tmp_path / "dataset.json").read_text())

@@ -195,7 +195,7 @@ def test_names_of_values_that_yaml_reads_as_something_else_are_refused() -> None
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read the configuration .*missing\.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read the grammar .*missing\.yaml: No such file .*; leave"):
         read_grammar(tmp_path / "missing.yaml")
     (tmp_path / "broken.yaml").write_text("picture: {pose: [")
     with pytest.raises(ConfigError, match=r"broken\.yaml is not YAML"):
@@ -339,6 +339,14 @@ def test_a_grammar_that_means_minors_is_refused(path: str, value: object, line: 
     with pytest.raises(ConfigError) as error:
         grammar_from(changed(path, value), "small")
     assert str(error.value).startswith(line)
+
+
+def test_a_negative_prompt_that_steers_away_from_adults_is_refused() -> None:
+    left = {"words": "left", "negative": "mature"}
+    changes = {"negative": "adult", "picture.pose.left": left}
+    for path, at in {"negative": "negative", "picture.pose.left": "picture.pose.left.negative"}.items():
+        with pytest.raises(ConfigError, match=rf"^small: {at}: '(adult|mature)' steers away from adults"):
+            grammar_from(changed(path, changes[path]), "small")
 
 
 def test_a_negative_prompt_may_say_what_must_not_be_seen() -> None:

@@ -311,6 +311,12 @@ def test_sources_are_found_by_name(tmp_path: Path) -> None:
         ("mixture:uniform", ConfigError, "there stands 'uniform'"),
         ("mixture:much*uniform", ConfigError, "there stands 'much.uniform'"),
         ("mixture:-1*uniform", ConfigError, "positive"),
+        (
+            "mixture:0.5*uniform,0.5*mixture:0.5*uniform,0.5*uniform",
+            ConfigError,
+            r"a mixture holds no other one, got mixture:0.5\*uniform,.*; give all its parts side by side",
+        ),
+        ("mixture:1*interpolation:mixture:1*uniform", ConfigError, "a mixture holds no other one"),
         ("pca:nobody.safetensors", IdentityError, "cannot read the distribution of people nobody"),
         ("vmf:nobody.safetensors", IdentityError, "cannot read the mixture of people nobody"),
         ("file:nobody.npy", IdentityError, "no such file: nobody.npy"),

@@ -28,11 +28,11 @@ from idgen.identity import Identity
 from idgen.provenance import read_provenance
 from idgen.synth.curate import CurationRules, Curator
 from idgen.synth.dataset import Dataset
-from idgen.synth.embeddings import EMBEDDINGS
 from idgen.synth.finding import find_people
 from idgen.synth.folder import DatasetFolder
 from idgen.synth.making import attempt_seed
 from idgen.synth.plan import Plan
+from idgen.synth.shards import VECTORS_FACT
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,7 +112,7 @@ def test_vectors_of_the_kept_pictures_lie_beside_the_shard(made: Path) -> None:
     for number in range(3):
         facts = json.loads((made / "shards" / f"{number:05d}.json").read_text())["facts"]
         data = (made / "shards" / f"{number:05d}.safetensors").read_bytes()
-        assert facts[EMBEDDINGS]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert facts[VECTORS_FACT]["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 def test_people_keep_away_from_a_gallery_and_nothing_of_it_is_left(made: Path, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from synthesizing import about, command, contents, models_opened_once, whole_dat
 
 from idgen.cli import main
 from idgen.errors import StorageError
-from idgen.synth.embeddings import EMBEDDINGS, write_embeddings
+from idgen.synth.embeddings import write_embeddings
 from idgen.synth.identities import separated_people
-from idgen.synth.shards import read_shards, write_shard
+from idgen.synth.shards import VECTORS_FACT, read_shards, write_shard
 from idgen.synth.sources import UniformSphere
 from idgen.synth.wording import bytes_as_text, number_of
 
@@ -57,7 +57,7 @@ def test_whatever_is_written_of_a_shard_when_the_disk_is_full_it_is_whole_or_abs
     seen = {row["key"]: {"eye": vector} for (row, data), vector in zip(rows, vectors, strict=True) if data}
 
     def write(folder: Path) -> None:
-        facts = {EMBEDDINGS: write_embeddings(folder, 0, seen)}
+        facts = {VECTORS_FACT: write_embeddings(folder, 0, seen)}
         write_shard(folder, 0, rows, facts=facts)
 
     filler, out, refused = Filler(disk), disk / "dataset", list[str]()

@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
 
 def add(argv: Sequence[str]) -> int:
     """Put a person on the list."""
+    from idgen.blocklist import Blocklist
+
     parser = _parser("add", "Put a person on the list. It keeps face vectors, which can recognise people.")
     parser.add_argument("photo", nargs="+", type=Path, help="photos of one person, or saved identities")
     parser.add_argument("--name", help="any name, also a made-up one (person-N)")
@@ -48,11 +50,11 @@ def add(argv: Sequence[str]) -> int:
     parser.add_argument("--detector", default="mini", metavar="SPEC", help="as in `idgen generate` (mini)")
     parser.add_argument("--which", default="only", metavar="W", help="largest, left, right or a number")
     options = parser.parse_args(argv)
-    listed = _load(options.list, may_be_missing=True)
+    path = _load(options.list, may_be_missing=True).path  # a list that cannot be read is answered at once
     identity = _identity(options.photo, options.encoder, options.detector, options.which)
-    name = listed.add(identity, options.name)
-    _make_folder(listed.path)
-    listed.save()
+    _make_folder(path)
+    with Blocklist.changing(options.list, may_be_missing=True) as listed:
+        name = listed.add(identity, options.name)
     eyes = ", ".join(feature.encoder for feature in identity.features if feature.kind == "face_vector")
     print(f"{listed.path}: {name} refused, by {eyes}; {len(listed)} on the list")
     return 0
@@ -71,12 +73,14 @@ def show(argv: Sequence[str]) -> int:
 
 def remove(argv: Sequence[str]) -> int:
     """Take a person off the list."""
+    from idgen.blocklist import Blocklist
+
     parser = _parser("remove", "Take a person off the list.")
     parser.add_argument("name", help="as `idgen blocklist show` prints it")
     options = parser.parse_args(argv)
-    listed = _load(options.list)
-    listed.remove(options.name)
-    listed.save()
+    _load(options.list).remove(options.name)  # a wrong name is answered before anything is written
+    with Blocklist.changing(options.list) as listed:
+        listed.remove(options.name)
     print(f"{listed.path}: {options.name} is off the list; {len(listed)} left")
     return 0
 
@@ -104,7 +108,7 @@ def _make_folder(path: Path) -> None:
 
     if path == default_path() and not path.parent.exists():
         try:
-            path.parent.mkdir(parents=True, mode=0o700)
+            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)  # another process may be quicker
         except OSError as error:
             raise ConfigError(f"cannot make the folder {path.parent}: {error.strerror or error}") from None
 

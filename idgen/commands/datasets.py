@@ -1,5 +1,6 @@
 """``idgen synthesize plan``, ``diff``, ``export``, ``import``, ``check``: all but making the pictures."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,12 +34,17 @@ def plan_main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--least",
         type=int,
-        default=1,
         metavar="K",
         help="of --like, leave out people with fewer pictures (1)",
     )
     parser.add_argument(
         "--grammar", type=Path, metavar="FILE", help="YAML of attributes, prompts (portraits)"
+    )
+    parser.add_argument(
+        "--distribution",
+        type=Path,
+        metavar="FILE",
+        help="YAML of weights, or a Parquet table to measure (as --grammar says)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of attributes and pictures (0)")
     parser.add_argument("--name", default="new", metavar="TEXT", help="begins the names of the people (new)")
@@ -46,26 +52,24 @@ def plan_main(argv: Sequence[str]) -> int:
         "--out", type=Path, default=Path("plan.parquet"), metavar="FILE", help="(plan.parquet)"
     )
     options = parser.parse_args(argv)
-    num_people: int | None = options.people
-    if (options.like is None) == (num_people is None or options.pictures is None):
-        raise ConfigError("a plan takes --people and --pictures, or --like: one of the two")
-    if options.out.exists():
-        raise ConfigError(f"{options.out} exists; choose another --out")
+    _check_plan(options)
     _need_pyarrow()
 
     from idgen.synth.curate import check_grammar
+    from idgen.synth.distribution import distribution_of
     from idgen.synth.grammar import read_grammar
     from idgen.synth.planning import make_plan
 
     grammar = read_grammar(options.grammar)
     check_grammar(grammar)
-    sizes = None if options.like is None else _sizes_of(options.like, options.least)
+    sizes = None if options.like is None else _sizes_of(options.like, options.least or 1)
     plan = make_plan(
         grammar,
-        len(sizes) if sizes is not None else num_people or 0,
+        len(sizes) if sizes is not None else options.people,
         options.pictures,
         options.seed,
         pictures=sizes,
+        distribution=distribution_of(options.distribution or {}, grammar),
         name=options.name,
     )
     plan.write(options.out)
@@ -73,6 +77,26 @@ def plan_main(argv: Sequence[str]) -> int:
     for row in plan.summary():
         print(f"  {row['axis']} {row['value']}: {row['planned']} {row['unit']}")
     return 0
+
+
+def _check_plan(options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is read."""
+    given = [name for name in ("people", "pictures") if getattr(options, name) is not None]
+    if options.like is None and len(given) < 2:
+        raise ConfigError("a plan takes --people and --pictures, or --like: one of the two")
+    if options.like is not None and given:
+        raise ConfigError(
+            f"--like says how many people and pictures there are; it goes without --{given[0]}, got "
+            f"{getattr(options, given[0])}"
+        )
+    if options.least is not None and options.like is None:
+        raise ConfigError(f"--least {options.least} goes with --like: it leaves out people of that set")
+    if options.least is not None and options.least < 1:
+        raise ConfigError(f"--least must be from 1 up, got {options.least}")
+    if options.out.suffix != ".parquet":
+        raise ConfigError(f"a plan is a Parquet file: --out must end in .parquet, got {options.out}")
+    if options.out.exists():
+        raise ConfigError(f"{options.out} exists; choose another --out")
 
 
 def _sizes_of(path: Path, least: int) -> "np.ndarray":
@@ -89,20 +113,27 @@ def diff_main(argv: Sequence[str]) -> int:
     """Say what changed from one plan to another; exit code 1 if anything did."""
     parser = Parser(
         prog="idgen synthesize diff",
-        description="Compare two plans, picture by picture. Exit code 0: they say the same; 1: they differ.",
+        description="Compare two plans, picture by picture. If an editor dropped the metadata of AFTER, "
+        "those of BEFORE are taken. Exit code 0: they say the same; 1: they differ.",
     )
     parser.add_argument("before", type=Path, metavar="BEFORE", help="plan.parquet")
     parser.add_argument("after", type=Path, metavar="AFTER", help="the other one")
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="pictures that are listed (20)")
     options = parser.parse_args(argv)
+    if options.rows < 0:
+        raise ConfigError(f"--rows must be from 0 up, got {options.rows}")
     _need_pyarrow()
 
     from itertools import islice
 
     from idgen.synth.plan import Plan
     from idgen.synth.plan_diff import diff_plans
+    from idgen.synth.plan_file import has_metadata
 
-    found = diff_plans(Plan.read(options.before), Plan.read(options.after))
+    like = None if has_metadata(options.after) else options.before
+    found = diff_plans(Plan.read(options.before), Plan.read(options.after, like=like))
+    if like is not None:
+        print(f"{options.after} has no metadata of a plan; that of {options.before} is taken")
     if found.is_empty:
         print("the plans say the same")
         return 0
@@ -219,6 +250,11 @@ def import_main(argv: Sequence[str]) -> int:
     with _bar(len(pictures), "importing") as bar:
         write(pictures, options.out, advance=bar.update)
     print(f"{options.out}: {_size(pictures)}")
+    if write is import_manifest and any(picture.path is None for picture in pictures.pictures):
+        print(
+            f"{options.out} lists pictures that lie inside {options.source}, and cannot be opened instead of "
+            "it; `--out DIR` makes a folder that can"
+        )
     return 0
 
 
@@ -248,9 +284,10 @@ def check_main(argv: Sequence[str]) -> int:
             problems = check_sums(folder, sums, advance=bar.update)
         what = number_of(len(sums), "file")
     else:
-        dataset = Dataset.open(folder)
+        damaged: list[str] = []
+        dataset = Dataset.open(folder, damaged)
         with _bar(dataset.num_planned, "checking") as bar:
-            problems = dataset.check(advance=bar.update)
+            problems = [*damaged, *dataset.check(advance=bar.update)]
         what = (
             f"{number_of(len(dataset.shards), 'shard')}, {number_of(dataset.num_pictures, 'picture')} of "
             f"{number_of(dataset.num_people, 'person')} ({dataset.num_planned:,} planned)"

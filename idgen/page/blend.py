@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from idgen.blocklist import Blocklist
 from idgen.encoders.base import FaceEncoder
-from idgen.encoders.thresholds import threshold_at
 from idgen.errors import EncoderMismatchError, RefusedPersonError
 from idgen.identity import Identity
 from idgen.metrics.consistency import Eye
@@ -19,7 +17,7 @@ from idgen.page.looking import Person, check_refusals, eyes_for
 from idgen.page.making import MAX_PICTURES, SEED_BOUND, Order, Row, Workshop, check
 from idgen.page.markup import sentence
 from idgen.page.portrait import read_person
-from idgen.synth.identities import STRICT, separated_people
+from idgen.synth.identities import separated_people
 from idgen.synth.sources import Source, load_source, slerp
 
 SOURCE = "pca"  # mini's distribution of people; it holds no vector of anybody
@@ -75,8 +73,7 @@ def new_person(number: int, encoder: FaceEncoder, galleries: Sequence[np.ndarray
         max_cosine=1.0,
         seed=number,
         gallery=list(galleries),
-        max_gallery_cosine=threshold_at(encoder, STRICT) if galleries else None,
-        blocklist=Blocklist.load(),
+        encoder=encoder,
     )
     return Identity.from_vector(vector, encoder.id)
 

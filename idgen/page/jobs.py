@@ -15,14 +15,9 @@ class Stopped(Exception):
 
 
 class Job(Generic[News]):
-    """What the thread that works and the one that waits tell each other: the latest news, no old ones.
+    """What the thread that works and the one that waits tell each other: the latest news, no old ones."""
 
-    Args:
-        merge: makes one of news that nobody has heard and those that replace them; the new ones if not given.
-    """
-
-    def __init__(self, merge: Callable[[News, News], News] | None = None) -> None:
-        self._merge = merge or (lambda _, new: new)
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._latest: News | None = None
         self._error: BaseException | None = None
@@ -44,7 +39,7 @@ class Job(Generic[News]):
     def tell(self, news: News) -> None:
         """Say how far it is."""
         with self._changed:
-            self._latest = news if self._latest is None else self._merge(self._latest, news)
+            self._latest = news
             self._changed.notify_all()
 
     def run(self, work: "Callable[[Job[News]], News]") -> None:
@@ -87,9 +82,7 @@ class Job(Generic[News]):
                 yield news
 
 
-def followed(
-    work: Callable[[Job[News]], News], *, name: str, merge: Callable[[News, News], News] | None = None
-) -> Iterator[News]:
+def followed(work: Callable[[Job[News]], News], *, name: str) -> Iterator[News]:
     """Do the work in a thread and iterate over its news, the last of which is its result.
 
     Whoever stops asking stops the work when it checks next; there is no result then.
@@ -97,12 +90,11 @@ def followed(
     Args:
         work: is given its job, to `Job.check` and to `Job.tell`.
         name: of the thread.
-        merge: as in `Job`.
 
     Raises:
         Exception: whatever the work raises.
     """
-    job = Job(merge)
+    job = Job[News]()
     worker = threading.Thread(target=job.run, args=(work,), name=name, daemon=True)
     worker.start()
     try:

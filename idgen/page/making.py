@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class Progress:
         step: of ``steps`` that are done.
         steps: of the denoising.
         seconds_left: about; None before the first step.
-        previews: the pictures so far, as WebP; empty where none was made at this step.
+        previews: the pictures as they were when they were last looked at, as WebP; empty before that.
     """
 
     step: int
@@ -232,7 +232,7 @@ class Workshop:
             with self.turn(job.check), torch.no_grad(), self._editing(order):
                 return self._measured(order, self._denoised(order, _Steps(job, order.steps)), folder)
 
-        yield from followed(work, name="pictures", merge=_with_earlier_previews)
+        yield from followed(work, name="pictures")
 
     @contextmanager
     def _editing(self, order: Order) -> Iterator[None]:
@@ -320,27 +320,16 @@ class _Steps:
         self._job, self.steps = job, steps
         self._began = time.monotonic()
         self._preview_at = 0.0
+        self._previews: tuple[bytes, ...] = ()
 
     def report(self, step: int, draw: Callable[[], tuple[bytes, ...]]) -> None:
         self._job.check()
         now = time.monotonic()
-        previews: tuple[bytes, ...] = ()
-        if 0 < step < self.steps and now >= self._preview_at:
-            previews = draw()
-        if previews:
-            then = time.monotonic()
+        if 0 < step < self.steps and now >= self._preview_at and (previews := draw()):
+            self._previews, then = previews, time.monotonic()
             self._preview_at = then + (then - now) / PREVIEW_SHARE
         left = None if step == 0 else (now - self._began) / step * (self.steps - step)
-        self._job.tell(Progress(step=step, steps=self.steps, seconds_left=left, previews=previews))
-
-
-def _with_earlier_previews(
-    before: Progress | list[Made], now: Progress | list[Made]
-) -> Progress | list[Made]:
-    """News that nobody has heard are overtaken, but for their previews where the later ones have none."""
-    if isinstance(before, Progress) and isinstance(now, Progress) and not now.previews:
-        return replace(now, previews=before.previews)
-    return now
+        self._job.tell(Progress(step=step, steps=self.steps, seconds_left=left, previews=self._previews))
 
 
 def open_workshop(

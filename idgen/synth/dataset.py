@@ -1,19 +1,28 @@
 """A dataset of made people as ``idgen synthesize`` writes it: shards, and ``dataset.json`` that says how."""
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError  # which NumPy lets through where the head of a file is damaged
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from idgen.data.pictures import Picture, labels_of_row
 from idgen.errors import ConfigError, StorageError
+from idgen.synth.people_folder import CHUNKS
+from idgen.synth.plan import Plan
 from idgen.synth.shards import FOLDER, KEPT, Shard, read_shards
+from idgen.synth.vectors import VECTORS
+from idgen.synth.wording import number_of
 
 if TYPE_CHECKING:
     import pyarrow
 
-ABOUT = "dataset.json"
+ABOUT, PLAN, PEOPLE = "dataset.json", "plan.parquet", "people"  # in the folder of a dataset
+MOST_NAMES = 10  # shards that a line lists
 COLUMNS = ("identity", "key", "decision", "path", "sha256")  # of every manifest
 
 
@@ -32,8 +41,12 @@ class Dataset:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, damaged: list[str] | None = None) -> Self:
         """The dataset in a folder; checksums are compared by `check` only.
+
+        Args:
+            path: the folder.
+            damaged: as for `read_shards`.
 
         Raises:
             ConfigError: if there is none, or none of its shards is finished.
@@ -41,8 +54,8 @@ class Dataset:
         """
         folder = Path(path).expanduser()
         about = _read_about(folder)
-        shards = read_shards(folder)
-        if not shards:
+        shards = read_shards(folder, damaged)
+        if not shards and not damaged:
             raise ConfigError(
                 f"{folder} has no finished shard; `idgen synthesize` with the same settings goes on with it"
             )
@@ -72,6 +85,24 @@ class Dataset:
         return (
             f"{len(self.shards)} of {whole} shards are finished; `idgen synthesize` with the same settings "
             "goes on with the others"
+        )
+
+    @property
+    def lost(self) -> str:
+        """A line on the shards that dataset.json calls finished and that are not there; empty without any."""
+        whole = self.about.get("num_shards")
+        if not self.about.get("finished") or not isinstance(whole, int):
+            return ""
+        said = {int(path.stem) for path in (self.folder / FOLDER).glob("*.json") if path.stem.isdecimal()}
+        gone = sorted(set(range(whole)) - said)
+        if not gone:
+            return ""
+        named = ", ".join(f"{number:05d}" for number in gone[:MOST_NAMES])
+        more = f" and {len(gone) - MOST_NAMES} more" if len(gone) > MOST_NAMES else ""
+        return (
+            f"{ABOUT} calls {number_of(whole, 'shard')} finished, but {len(gone)} of them "
+            f"{'is' if len(gone) == 1 else 'are'} missing ({named}{more}); "
+            "the same `idgen synthesize` command makes again what is missing"
         )
 
     @property
@@ -134,7 +165,9 @@ class Dataset:
         Returns:
             A line for each thing that is wrong; none where all is well.
         """
-        problems: list[str] = []
+        beside = damage_beside_shards(self.folder, self.about)
+        way_out = "the same `idgen synthesize` command with --repair makes it again"
+        problems = [*([self.lost] if self.lost else []), *(f"{what}; {way_out}" for what in beside)]
         where: dict[str, int] = {}  # identity or key -> its shard
         for shard in self.shards:
             try:
@@ -149,6 +182,53 @@ class Dataset:
                 if where.setdefault(name, shard.number) != shard.number:
                     problems.append(f"the {name} is in two shards, {where[name]:05d} and {shard.number:05d}")
         return problems
+
+
+def damage_beside_shards(folder: Path, about: Mapping[str, Any]) -> list[str]:
+    """A line on each of the plan and the vectors of the people that is not what was written.
+
+    Args:
+        folder: of the dataset.
+        about: what dataset.json says; of what ``idgen synthesize`` did not make, nothing is asked.
+    """
+    if "idgen_dataset" not in about:
+        return []
+    found = (_damage_of_plan(folder / PLAN, about.get("plan_sha256")), _damage_of_people(folder / PEOPLE))
+    return [what for what in found if what]
+
+
+def _damage_of_plan(path: Path, sha256: object) -> str:
+    import pyarrow
+
+    if not path.is_file():
+        return f"{path} is missing"
+    try:
+        found = Plan.read(path).plan_sha256
+    except (ConfigError, pyarrow.ArrowException, OSError, ValueError) as error:
+        what = " ".join(str(error).split())  # Arrow's messages have several lines
+        return what if isinstance(error, ConfigError) else f"{path} cannot be read: {what}"
+    return "" if found == sha256 else f"{path} is not the plan of this dataset: its sha256 differs"
+
+
+def _damage_of_people(folder: Path) -> str:
+    """Each chunk of vectors has its checksum in the file of chunks."""
+    path, start = folder / VECTORS, 0
+    for file in (path, folder / CHUNKS):
+        if not file.is_file():
+            return f"{file} is missing"
+    try:
+        vectors = np.load(path, mmap_mode="r")
+        for number, line in enumerate((folder / CHUNKS).read_text(encoding="utf-8").splitlines()):
+            said = json.loads(line)
+            if said["chunk"] != number:
+                return f"{folder / CHUNKS} has chunk {said['chunk']} in the place of {number}"
+            data = np.ascontiguousarray(vectors[start : start + said["accepted"]], "<f4")
+            if len(data) != said["accepted"] or zlib.crc32(data.tobytes()) != said["crc32"]:
+                return f"{path} is not what was written: a checksum in {CHUNKS} differs"
+            start += len(data)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, TokenError):
+        return f"{path} or {CHUNKS} beside it cannot be read"
+    return "" if len(vectors) == start else f"{path} has {len(vectors)} people instead of {start}"
 
 
 def is_dataset(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """How often each value of an axis is wanted: from a file, or as often as in a real data set."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,38 @@ from idgen.synth.axes import Axis, group_of
 from idgen.synth.grammar import Grammar
 
 MEASURED = {"table", "column"}  # keys of an axis that is measured
+
+
+def distribution_of(given: str | Path | Mapping[str, Any], grammar: Grammar) -> dict[str, dict[str, float]]:
+    """Weights as a command takes them: written out, in a YAML file, or measured in a table.
+
+    Args:
+        given: axis -> value -> weight; or a file for `read_distribution`; or a Parquet table, such as the
+            manifest of a real set, in which every axis is measured that has a column of its name.
+        grammar: whose axes are meant.
+
+    Raises:
+        ConfigError: as for `read_distribution`; if a table has no column that is named like an axis.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    if not isinstance(given, str | Path):
+        raise ConfigError(
+            f"distribution must be a file, or weights as `axis: {{value: weight}}`, got {given!r}"
+        )
+    path = Path(given).expanduser()
+    if path.suffix != ".parquet":
+        return read_distribution(path, grammar)
+    names = _columns(path)
+    axes = [axis for axis in grammar.axes.values() if axis.name in names]
+    if not axes:
+        raise ConfigError(
+            f"{path} has no column that is named like an axis ({', '.join(grammar.axes)}); name its columns "
+            "in a YAML file: `AXIS: {table: FILE, column: NAME}`"
+        )
+    found = {axis.name: measure_distribution(path, axis.name, axis) for axis in axes}
+    grammar.weighted(found, str(path))
+    return found
 
 
 def read_distribution(path: str | Path, grammar: Grammar) -> dict[str, dict[str, float]]:
@@ -23,6 +57,8 @@ def read_distribution(path: str | Path, grammar: Grammar) -> dict[str, dict[str,
         ConfigError: if a file cannot be read, or an axis, a value or a weight cannot be.
     """
     path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"cannot read the distribution {path}: there is no such file")
     found: dict[str, dict[str, float]] = {}
     for name, weights in read_yaml(path).items():
         axis, at = grammar.axis(name, str(path)), f"{path}: {name}"
@@ -71,13 +107,23 @@ def _column(path: Path, column: str) -> np.ndarray:
     import pyarrow
     import pyarrow.parquet  # heavy
 
+    names = _columns(path)
+    if column not in names:
+        raise ConfigError(
+            f"{path} has no column {column!r}{nearest(column, names)} (known: {', '.join(names)})"
+        )
     try:
-        names = pyarrow.parquet.read_schema(path).names
-        if column not in names:
-            raise ConfigError(
-                f"{path} has no column {column!r}{nearest(column, names)} (known: {', '.join(names)})"
-            )
         return pyarrow.parquet.read_table(path, columns=[column])[column].to_numpy()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"cannot read the table {path}: {error}") from None
+
+
+def _columns(path: Path) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet  # heavy
+
+    try:
+        return pyarrow.parquet.read_schema(path).names
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"cannot read the table {path}: {error}") from None
 

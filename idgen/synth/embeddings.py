@@ -18,10 +18,7 @@ from safetensors.numpy import load, save
 
 from idgen.errors import ConfigError, StorageError
 from idgen.storage import sorted_header, write_bytes
-from idgen.synth.shards import FOLDER, Shard, shard_file
-
-EMBEDDINGS = "embeddings"  # among the facts of a shard
-SUFFIX = "safetensors"
+from idgen.synth.shards import FOLDER, VECTORS_FACT, VECTORS_SUFFIX, Shard, shard_file
 
 
 def write_embeddings(
@@ -37,7 +34,7 @@ def write_embeddings(
         vectors: key of each kept picture, in the order of the rows -> encoder id -> (D,) of unit length.
 
     Returns:
-        What `write_shard` must get among its facts, under `EMBEDDINGS`.
+        What `write_shard` must get among its facts, under `VECTORS_FACT`.
 
     Raises:
         ConfigError: if pictures were not all seen by the same encoders.
@@ -55,7 +52,7 @@ def write_embeddings(
         (dataset / FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write into {dataset / FOLDER}: {error.strerror or error}") from None
-    write_bytes(shard_file(dataset / FOLDER, number, SUFFIX), data)
+    write_bytes(shard_file(dataset / FOLDER, number, VECTORS_SUFFIX), data)
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
@@ -68,10 +65,10 @@ def read_embeddings(shard: Shard) -> dict[str, np.ndarray]:
     Raises:
         StorageError: if the file is missing, or is not what was written.
     """
-    said = shard.facts.get(EMBEDDINGS)
+    said = shard.facts.get(VECTORS_FACT)
     if said is None:
         return {}
-    path = shard.file(SUFFIX)
+    path = shard.file(VECTORS_SUFFIX)
     try:
         data = path.read_bytes()
         whole = hashlib.sha256(data).hexdigest() == said["sha256"]

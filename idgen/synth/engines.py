@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,14 +26,27 @@ STOP = None  # instead of the number of a shard
 RAY_RETRIES = 3  # of a shard whose process or node died
 KNOCK_SECONDS = 10
 MAX_THREADS = 16
+ORPHANED = 1  # exit code of a process whose parent is gone; nobody reads it
 
 
-def choose_devices(names: Sequence[str]) -> list[str]:
+def choose_devices(names: Sequence[str], engine: str = "local") -> list[str]:
     """One device for each process; ``auto`` is every GPU, or what `choose_device` finds.
 
+    Args:
+        names: as given.
+        engine: of ray, one device for all tasks: whether a node has ``cuda``, its task sees.
+
     Raises:
-        ConfigError: if one is unknown, or not there.
+        ConfigError: if one is unknown, or not there; if there are several, or a number, for tasks of Ray.
     """
+    if engine == "ray":
+        if len(names) > 1 or ":" in names[0]:
+            raise ConfigError(
+                "--device with --engine ray must be cpu, cuda or auto, since Ray chooses which one each task "
+                f"has, got {','.join(names)!r}"
+            )
+        is_cuda = names[0] == "cuda" or (names[0] == "auto" and torch.cuda.is_available())
+        return ["cuda" if is_cuda else choose_device(names[0])]
     if list(names) == ["auto"] and torch.cuda.is_available():
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [choose_device(name.strip()) for name in names]
@@ -114,7 +128,10 @@ class _Worker:
         """Answer the question for a shard."""
         if number is not None:
             self.open_shards.add(number)
-        self.connection.send(number)
+        try:
+            self.connection.send(number)
+        except OSError:  # it died after it had asked
+            self.bury()
 
     def heard(self, told: Progress) -> None:
         """Take note of what it has done."""
@@ -144,6 +161,7 @@ def _cause(process: BaseProcess) -> str:
 
 def _work(connection: Connection, recipe: Recipe, device: str) -> None:
     """What the process of a device does; an interrupt is for the process that started it to answer."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     hide_loading_bars()
 
@@ -160,6 +178,14 @@ def _work(connection: Connection, recipe: Recipe, device: str) -> None:
             connection.send(("told", told))
     except Exception as error:  # said and raised by the process that started this one
         connection.send(("failed", error))
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent is gone, and end at once: the next run may begin with the same shards."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(ORPHANED)
 
 
 def ray_engine(
@@ -196,22 +222,36 @@ def ray_engine(
     task = ray.remote(num_cpus=1, num_gpus=int(device.startswith("cuda")), max_retries=RAY_RETRIES)(
         _shard_task
     )
-    waiting = {task.remote(recipe, number, device): number for number in numbers}
+    shared = ray.put(recipe)  # once, not with each task
+    waiting = {task.remote(shared, number, device): number for number in numbers}
     try:
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
             number = waiting.pop(done[0])
             try:
                 yield from ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None
             except ray.exceptions.RayError as error:
-                raise WorkerError(f"shard {number:05d} was not made: {str(error).splitlines()[0]}") from None
+                raise _as_here(error, number) from None
     finally:
         for task_left in waiting:
             ray.cancel(task_left, force=True)
         if is_ours:
             ray.shutdown()
+
+
+def _as_here(error: Exception, shard: int) -> Exception:
+    """What went wrong in a task, as if it had been here: Ray's own error is a traceback in colours.
+
+    Args:
+        error: that Ray raises; it has a cause if the task itself went wrong, and none if its process died.
+        shard: that was not made.
+    """
+    import ray.exceptions  # pyright: ignore[reportMissingImports]
+
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if not isinstance(cause, ray.exceptions.RayError):
+        return cause
+    return WorkerError(f"shard {shard:05d} was not made: {str(cause).splitlines()[0]}")
 
 
 def _knock(address: str) -> None:
@@ -231,13 +271,12 @@ def _no_cluster(address: str, why: str) -> ConfigError:
     return ConfigError(f"no Ray cluster answers at {address}: {why}; `ray start --head` starts one")
 
 
-_opened: dict[tuple[str, str], Workshop] = {}  # in the process of a task, which later tasks find again
+_opened: list[tuple[Recipe, str, Workshop]] = []  # in the process of a task, which later tasks find again
 
 
 def _shard_task(recipe: Recipe, number: int, device: str) -> list[Progress]:
-    key = (repr(recipe), device)
-    if key not in _opened:
+    if not _opened or _opened[0][:2] != (recipe, device):
         _opened.clear()
         hide_loading_bars()
-        _opened[key] = Workshop(recipe, device)
-    return list(make_shards(_opened[key], iter([number])))
+        _opened.append((recipe, device, Workshop(recipe, device)))
+    return list(make_shards(_opened[0][2], iter([number])))

@@ -18,8 +18,9 @@ from typing import Any
 from idgen.errors import RunFolderError, StorageError
 from idgen.runs import short_hash
 from idgen.storage import lock, write_json
-from idgen.synth.dataset import ABOUT
+from idgen.synth.dataset import ABOUT, PEOPLE, PLAN, damage_beside_shards
 from idgen.synth.shards import FOLDER, DamagedShardError, read_shard, read_shards, shard_file
+from idgen.synth.vectors import VECTORS
 from idgen.synth.wording import bytes_as_text, number_of
 
 FORMAT = 1
@@ -106,8 +107,9 @@ class DatasetFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether everything is there, the findings too."""
-        return bool(self.about.get("finished")) and not self.missing()
+        """Whether everything is there, the findings too. Sizes are looked at, and no checksums."""
+        beside = (self.path / PLAN, self.path / PEOPLE / VECTORS)
+        return bool(self.about.get("finished")) and all(map(Path.is_file, beside)) and not self.missing()
 
     def summary(self) -> str:
         """What is there, in one line."""
@@ -120,10 +122,31 @@ class DatasetFolder:
         )
 
     def give_up(self, error: DamagedShardError) -> str:
-        """Let a damaged shard go, so that the next run makes it again; what was wrong, for a message."""
+        """Let a damaged shard go, so that it is made again; what was wrong, for a message."""
         error.path.unlink(missing_ok=True)
         what, _, _ = str(error).partition(WAY_OUT)
-        return f"{what}; it is made again next time"
+        return what
+
+    def give_up_damaged(self) -> list[str]:
+        """Read everything, and let go of what is not what was written: what was wrong. Inside `locked`.
+
+        Raises:
+            StorageError: if that is not possible.
+        """
+        from tqdm import tqdm
+
+        lines = []
+        for number in tqdm(range(self.num_shards), "checking", unit="shard", disable=None, leave=False):
+            path = shard_file(self.path / FOLDER, number, "json")
+            try:
+                if path.exists():
+                    read_shard(path).check()
+            except DamagedShardError as error:
+                lines.append(self.give_up(error))
+        lines += damage_beside_shards(self.path, self.about)
+        if lines and self.about.get("finished"):
+            self._write_finished(False)
+        return lines
 
     def how_to_go_on(self, error: BaseException, num_pictures: int, most_bytes: int) -> str:
         """What is there, and after a full disk what it still has and what the rest needs; for a message.
@@ -215,7 +238,10 @@ class DatasetFolder:
         Raises:
             StorageError: if that is not possible.
         """
-        self.about = {**json.loads((self.path / ABOUT).read_text(encoding="utf-8")), "finished": True}
+        self._write_finished(True)
+
+    def _write_finished(self, is_finished: bool) -> None:
+        self.about = {**json.loads((self.path / ABOUT).read_text(encoding="utf-8")), "finished": is_finished}
         write_json(self.path / ABOUT, self.about)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from idgen.config import from_mapping, nearest, read_yaml
 from idgen.errors import ConfigError
-from idgen.synth.adults import refuse_minors
+from idgen.synth.adults import refuse_minors, refuse_no_adults
 from idgen.synth.axes import (
     Axis,
     Check,
@@ -168,6 +168,11 @@ def read_grammar(path: str | Path | None = None) -> Grammar:
         ConfigError: if the file is missing, is no YAML, or says something that cannot be.
     """
     path = PORTRAITS if path is None else Path(path).expanduser()
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        way_out = "leave the grammar out for that of portraits"
+        raise ConfigError(f"cannot read the grammar {path}: {error.strerror}; {way_out}") from None
     return grammar_from(read_yaml(path), str(path))
 
 
@@ -179,7 +184,7 @@ def grammar_from(data: Mapping[str, Any], at: str) -> Grammar:
         at: where it comes from, for messages.
 
     Raises:
-        ConfigError: if it says something that cannot be, or means a minor.
+        ConfigError: if it says something that cannot be, means a minor, or steers away from adults.
     """
     known = ("format", "person", "otherwise", "picture", "templates", "negative", "forbidden")
     for key in data:
@@ -204,10 +209,16 @@ def grammar_from(data: Mapping[str, Any], at: str) -> Grammar:
         raise ConfigError(f"{at}: otherwise.{name} is no axis of person{nearest(str(name), personal)}")
     if all(axis.is_personal for axis in axes.values()):
         raise ConfigError(f"{at}: a grammar needs an axis of `picture` at least")
+    negative = line_of(data.get("negative", ""), f"{at}: negative")
+    refuse_no_adults(negative, f"{at}: negative")
+    for axis in axes.values():
+        for name, value in axis.values.items():
+            kind = "person" if axis.is_personal else "picture"
+            refuse_no_adults(value.negative, f"{at}: {kind}.{axis.name}.{name}.negative")
     grammar = Grammar(
         axes=axes,
         templates=_templates(data.get("templates"), axes, at),
-        negative=line_of(data.get("negative", ""), f"{at}: negative"),
+        negative=negative,
         forbidden=(),
     )
     return dataclasses.replace(grammar, forbidden=_forbidden(data.get("forbidden"), grammar, at))

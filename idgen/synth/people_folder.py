@@ -137,6 +137,9 @@ def _keep(path: Path, settings: Mapping[str, Any]) -> None:
         raise RunFolderError(f"{path} is a file; new people are kept in a folder")
     try:
         keep_settings(path, SETTINGS, settings)
+    except RunFolderError as error:
+        way = "" if "choose" in str(error) else "; repeat its command, choose another --out, or delete it"
+        raise RunFolderError(f"{error}{way}") from None
     except IdgenError:  # some are OSErrors too
         raise
     except OSError as error:

@@ -89,7 +89,8 @@ class Plan:
 
         Raises:
             ConfigError: if it is no plan; if columns are missing or unknown; if a row is there twice, has a
-                negative seed, an unknown value, a prompt that means a minor, or contradicts another row.
+                negative seed, an unknown value, a prompt that means a minor or a negative prompt that steers
+                away from adults, or contradicts another row.
         """
         origin = None if like is None else Path(like).expanduser()
         table, grammar, head = read_table(Path(path).expanduser(), origin, FORMAT)

@@ -70,13 +70,17 @@ class PlanDiff:
 
 
 def diff_plans(before: Plan, after: Plan) -> PlanDiff:
-    """Compare two plans, picture by picture and in their metadata."""
+    """Compare two plans, picture by picture and in their metadata.
+
+    A plan that was made on its own does not say where its people come from, and differs in that from none.
+    """
     old, new = _keys(before, after)
     _, old_rows, new_rows = np.intersect1d(old, new, assume_unique=True, return_indices=True)
     names = {**dict.fromkeys(before.table.column_names), **dict.fromkeys(after.table.column_names)}
     differs = {name: _differs(before, after, name, old_rows, new_rows) for name in names}
     is_changed = np.any(list(differs.values()), axis=0)
-    head = {name: (before.head[name], after.head[name]) for name in before.head}
+    compared = before.head.keys() - (set() if before.source and after.source else {"source"})
+    head = {name: (before.head[name], after.head[name]) for name in before.head if name in compared}
     return PlanDiff(
         before=before,
         after=after,

@@ -13,7 +13,7 @@ import numpy as np
 
 from idgen.config import nearest
 from idgen.errors import ConfigError
-from idgen.synth.adults import refuse_minors_in
+from idgen.synth.adults import adult_in, refuse_minors_in, refuse_no_adults
 from idgen.synth.grammar import Grammar, grammar_from
 
 if TYPE_CHECKING:
@@ -57,6 +57,15 @@ def read_table(path: Path, like: Path | None, form: int) -> tuple["pyarrow.Table
     return table, grammar, head
 
 
+def has_metadata(path: Path) -> bool:
+    """Whether a Parquet file still says what a plan says of itself; editors of tables mostly drop that.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return METADATA.encode() in (_open(path).metadata.metadata or {})
+
+
 def _open(path: Path) -> Any:  # noqa: ANN401 - pyarrow.parquet.ParquetFile, imported late
     import pyarrow
     import pyarrow.parquet  # heavy
@@ -71,7 +80,10 @@ def _head(path: Path, file: Any, form: int, is_own: bool) -> dict[str, Any]:  # 
     kept = (file.metadata.metadata or {}).get(METADATA.encode())
     if kept is None:
         way_out = (
-            "; where an editor dropped its metadata, name the plan that it was edited from" if is_own else ""
+            "; where an editor dropped its metadata, name the plan that it was edited from: `idgen "
+            "synthesize --plan-like FILE`, or `like` of `Plan.read`"
+            if is_own
+            else ""
         )
         raise ConfigError(f"{path} is no plan of idgen: its metadata has no {METADATA}{way_out}")
     try:
@@ -90,8 +102,10 @@ def _head(path: Path, file: Any, form: int, is_own: bool) -> dict[str, Any]:  # 
 def _check_names(path: Path, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
+            is_index = name.startswith("__index_level_")  # of pandas, after rows were taken out
+            way_out = "; write it with `index=False`" if is_index else nearest(name, known)
             raise ConfigError(
-                f"{path}: {name} is no column of this plan{nearest(name, known)} (known: {', '.join(known)})"
+                f"{path}: {name} is no column of this plan{way_out} (known: {', '.join(known)})"
             )
     if missing := [name for name in known if name not in names]:
         raise ConfigError(f"{path} lacks the column {missing[0]}; a plan has {', '.join(known)}")
@@ -210,6 +224,10 @@ class _Rows:
             self.names["prompt"],
             lambda number: f"{self.path}: row {np.flatnonzero(codes == number)[0]}: prompt",
         )
+        for number, negative in enumerate(self.names["negative_prompt"]):
+            if adult_in(negative):
+                row = np.flatnonzero(self.codes["negative_prompt"] == number)[0]
+                refuse_no_adults(negative, f"{self.path}: row {row}: negative_prompt")
 
 
 def _first_of_group(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

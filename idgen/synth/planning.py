@@ -5,7 +5,8 @@ Shapes: A axes, P people, N pictures, V values of an axis.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from idgen.synth.adults import refuse_minors_in
 from idgen.synth.arrange import Rules, arrange, below, exchange_between, exchange_within, hashed, key_of
 from idgen.synth.axes import Axis
 from idgen.synth.grammar import Grammar
+from idgen.synth.machine import machine_bytes
 from idgen.synth.plan import Plan
 from idgen.synth.plan_file import IDENTITY, NUMBERS
 from idgen.synth.quotas import deal
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 # A seed has 53 bits: what reads numbers as float64 (JSON in a browser, a column of labels) keeps it exactly.
 PERSON_BITS, PICTURE_BITS = 31, 22
 SEED_BITS = PERSON_BITS + PICTURE_BITS
+# Bytes of memory that making a plan takes at least, measured: a picture of an axis, a person of any number.
+PICTURE_BYTES, PERSON_BYTES = 25, 100
 _MASK = np.uint64(2**SEED_BITS - 1)
 
 
@@ -64,27 +68,25 @@ def make_plan(
 
     Raises:
         ConfigError: if a number is out of range, an attribute is unknown, the forbidden combinations leave no
-            room for the quotas, or a prompt means a minor.
+            room for the quotas, a prompt means a minor, or the plan does not fit into the memory.
     """
-    sizes = _sizes(num_people, pictures_per_person, pictures)
     _check_names(seed, name, source)
     grammar = grammar.weighted(distribution or {})
-    rules = _Forbidden(grammar)
-    people, given = _people(grammar, num_people, person_attributes or {}, seed, rules)
-    axes, templates = list(grammar.axes.values()), [template.weight for template in grammar.templates]
-    columns = np.empty((len(axes) + 1, int(sizes.sum())), np.int16)
-    columns[: len(people)] = np.repeat(people, sizes, axis=1)
-    for number, axis in enumerate(grammar.pictorial, start=len(people)):
-        columns[number] = deal(axis.weights, sizes, np.random.default_rng([seed, key_of(0, axis.name)]))
-    columns[-1] = deal(templates, sizes, np.random.default_rng([seed, key_of(0, "templates")]))
-    _arrange(columns, sizes, grammar, rules, seed, advance)
-    return Plan(
-        table=_table(grammar, columns, sizes, seed, name),
-        grammar=grammar,
-        seed=seed,
-        given=tuple(given),
-        source=dict(source or {}),
-    )
+    _check_numbers(num_people, pictures_per_person, pictures)
+    num_pictures = num_people * (pictures_per_person or 0) if pictures is None else int(np.sum(pictures))
+    with _enough_memory(num_people, num_pictures, len(grammar.axes)):
+        sizes = _sizes(num_people, pictures_per_person, pictures)
+        rules = _Forbidden(grammar)
+        people, given = _people(grammar, num_people, person_attributes or {}, seed, rules)
+        axes, templates = list(grammar.axes.values()), [template.weight for template in grammar.templates]
+        columns = np.empty((len(axes) + 1, int(sizes.sum())), np.int16)
+        columns[: len(people)] = np.repeat(people, sizes, axis=1)
+        for number, axis in enumerate(grammar.pictorial, start=len(people)):
+            columns[number] = deal(axis.weights, sizes, np.random.default_rng([seed, key_of(0, axis.name)]))
+        columns[-1] = deal(templates, sizes, np.random.default_rng([seed, key_of(0, "templates")]))
+        _arrange(columns, sizes, grammar, rules, seed, advance)
+        table = _table(grammar, columns, sizes, seed, name)
+    return Plan(table=table, grammar=grammar, seed=seed, given=tuple(given), source=dict(source or {}))
 
 
 def histogram_of(labels: Iterable[object]) -> np.ndarray:
@@ -121,20 +123,42 @@ def picture_seeds(seed: int, person: np.ndarray, picture: np.ndarray) -> np.ndar
     return state.astype(np.int64)
 
 
-def _sizes(num_people: int, each: int | None, pictures: Sequence[int] | np.ndarray | None) -> np.ndarray:
+@contextmanager
+def _enough_memory(num_people: int, num_pictures: int, num_axes: int) -> Iterator[None]:
+    """A block that makes a plan, which is not begun, or ends in an error, where the memory is too small."""
+    wanted = num_people * PERSON_BYTES + num_pictures * num_axes * PICTURE_BYTES
+    line = (
+        f"a plan of {num_pictures:,} pictures of {num_people:,} people takes {wanted / 2**30:,.1f} GiB of "
+        "memory at least"
+    )
+    way_out = "plan several datasets of fewer people, with a --name and a --seed each"
+    has = machine_bytes()
+    if has is not None and wanted > has:
+        raise ConfigError(f"{line}, this machine has {has / 2**30:,.1f} GiB; {way_out}")
+    try:
+        yield
+    except MemoryError:
+        raise ConfigError(f"{line}, which is more than is free; {way_out}") from None
+
+
+def _check_numbers(num_people: int, each: int | None, pictures: Sequence[int] | np.ndarray | None) -> None:
     if not 1 <= num_people < 2**PERSON_BITS:
         raise ConfigError(f"a plan has 1 to {2**PERSON_BITS - 1} people, got {num_people}")
     if (each is None) == (pictures is None):
         raise ConfigError(
             "a plan takes pictures_per_person for everybody, or pictures of each: one of the two"
         )
-    sizes = np.full(num_people, each) if pictures is None else np.asarray(pictures)
-    if sizes.shape != (num_people,) or sizes.dtype.kind not in "iu":
+    sizes = np.array([each] if pictures is None else pictures)
+    num_sizes = 1 if pictures is None else num_people
+    if sizes.shape != (num_sizes,) or sizes.dtype.kind not in "iu":
         raise ConfigError(f"pictures must be {num_people} whole numbers, one a person, got {sizes.shape}")
     if not 1 <= sizes.min() <= sizes.max() < 2**PICTURE_BITS:
         wrong = sizes.min() if sizes.min() < 1 else sizes.max()
         raise ConfigError(f"a person has 1 to {2**PICTURE_BITS - 1} pictures, got {wrong}")
-    return sizes.astype(np.int64)
+
+
+def _sizes(num_people: int, each: int | None, pictures: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    return np.full(num_people, each, np.int64) if pictures is None else np.asarray(pictures, np.int64)
 
 
 def _check_names(seed: int, name: str, source: Mapping[str, Any] | None) -> None:

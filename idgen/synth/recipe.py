@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from idgen.blocklist import Blocklist
 from idgen.synth.curate import CurationRules
 from idgen.synth.plan import PersonPlan, Plan
 
@@ -66,6 +67,20 @@ class Layout:
         return list(plan.people(shard * self.shard_people, (shard + 1) * self.shard_people))
 
 
+def absolute_spec(spec: str | None) -> str | None:
+    """What names a model, an encoder or a detector, as other processes may read it: ``yunet:/data/FILE``.
+
+    Only what is a file here, or a folder with a model, becomes an absolute path; names stay.
+    """
+    if spec is None or spec in ("mini", "judge"):
+        return spec
+    for start in (0, spec.find(":") + 1):
+        path = Path(spec[start:]).expanduser()
+        if path.is_file() or any(path.glob("*.onnx")) or (path / "model_index.json").is_file():
+            return f"{spec[:start]}{path.absolute()}"
+    return spec
+
+
 def _native_px(model: Path) -> int:
     """Side of the pictures that a model was trained for, read without opening it."""
     unet, vae = (json.loads((model / part / "config.json").read_text()) for part in ("unet", "vae"))
@@ -101,6 +116,8 @@ class Recipe:
         model_hash: likewise.
         created: likewise; the time at which the dataset was begun.
         facts: kept with each shard.
+        blocklist: people who refused, by the list of the machine where the command was given: other machines
+            need none.
     """
 
     dataset: Path
@@ -127,3 +144,4 @@ class Recipe:
     model_hash: str
     created: str
     facts: Mapping[str, Any]
+    blocklist: Blocklist = field(default_factory=Blocklist.load)

@@ -16,6 +16,7 @@ import numpy as np
 
 from idgen.errors import MeasureError
 from idgen.synth.vectors import ROUNDING
+from idgen.synth.wording import bytes_as_text, number_of
 
 BLOCK = 2048  # others that candidates are compared with at once: 2 MB of cosines stay in the cache
 # Added to the bound above: lengths differ from 1 by `ROUNDING`, and the limit itself is rounded to float32.
@@ -115,7 +116,13 @@ class Crowd:
         block: int = BLOCK,
     ) -> None:
         self.max_cosine, self.real, self.block = max_cosine, tuple(real), block
-        self._room = np.empty((capacity, dim), np.float32)
+        try:
+            self._room = np.empty((capacity, dim), np.float32)
+        except MemoryError:  # `ulimit -v`, and machines that promise no more than they have
+            raise MeasureError(
+                f"there is no memory for {number_of(capacity, 'person')} of {dim} numbers each "
+                f"({bytes_as_text(4 * capacity * dim)}); ask for fewer"
+            ) from None
         self._num = 0
 
     def __len__(self) -> int:
@@ -146,6 +153,15 @@ class Crowd:
         taken = candidates[first_come(candidates, self.max_cosine)]
         self.restore(taken)
         return taken
+
+    def turned_away(self, candidates: np.ndarray) -> dict[str, int]:
+        """How many of (N, D) come near which real people; who is near several counts for the first."""
+        counts = {}
+        for people in self.real:
+            near = too_near(candidates, people.vectors, people.max_cosine, block=self.block)
+            counts[people.name] = int(near.sum())
+            candidates = candidates[~near]
+        return counts
 
     def restore(self, people: np.ndarray) -> None:
         """Take in (n, D) people who were accepted before, without a look at them."""

@@ -30,6 +30,8 @@ FOLDER = "shards"
 KEPT = "kept"  # the decision on a picture that is in the tar; any other one says why it is not
 # Columns that are made when a shard is read or exported, so that no row may bring them.
 RESERVED = ("shard", "label", "source_sha256", "image", "bytes", "file", "tar", "record", "entry")
+# Face vectors are written before the shard, which has their checksum among its facts.
+VECTORS_FACT, VECTORS_SUFFIX = "embeddings", "safetensors"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")  # what is allowed in a file's name everywhere, and before a dot
 
 
@@ -56,7 +58,7 @@ class Shard:
     Attributes:
         folder: of all shards.
         number: of this one.
-        sha256: of its files, by suffix: ``tar`` and ``parquet``.
+        sha256: of its files, by suffix: ``tar``, ``parquet``, and ``safetensors`` if it has face vectors.
         num_bytes: of its files likewise.
         num_planned: pictures that it was to have.
         num_kept: pictures that it has.
@@ -74,7 +76,7 @@ class Shard:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def file(self, suffix: str) -> Path:
-        """Its ``tar``, ``parquet`` or ``json``."""
+        """Its ``tar``, ``parquet``, ``safetensors`` or ``json``."""
         return shard_file(self.folder, self.number, suffix)
 
     def table(self) -> "pyarrow.Table":
@@ -104,7 +106,7 @@ class Shard:
             raise self.damaged(str(error)) from None
 
     def check(self) -> None:
-        """Compare everything with its checksum: the two files, and every picture.
+        """Compare everything with its checksum: its files, and every picture.
 
         Raises:
             StorageError: if anything differs.
@@ -141,15 +143,27 @@ def shard_file(folder: Path, number: int, suffix: str) -> Path:
     return folder / f"{number:05d}.{suffix}"
 
 
-def read_shards(dataset: Path) -> tuple[Shard, ...]:
+def read_shards(dataset: Path, damaged: list[str] | None = None) -> tuple[Shard, ...]:
     """The finished shards of a dataset, in order; of their files only the sizes are looked at.
+
+    Args:
+        dataset: its folder.
+        damaged: is told what is wrong with a shard, which is then left out; if not given, that is an error.
 
     Raises:
         StorageError: if one is damaged, as far as that is seen so.
         ConfigError: if it was written by a newer idgen.
     """
     files = [path for path in dataset.joinpath(FOLDER).glob("*.json") if path.stem.isdecimal()]
-    return tuple(read_shard(path) for path in sorted(files, key=lambda path: int(path.stem)))
+    found: list[Shard] = []
+    for path in sorted(files, key=lambda path: int(path.stem)):
+        try:
+            found.append(read_shard(path))
+        except DamagedShardError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+    return tuple(found)
 
 
 def read_shard(path: Path) -> Shard:
@@ -165,11 +179,14 @@ def read_shard(path: Path) -> Shard:
             raise ConfigError(
                 f"{path} was written by a newer idgen (format {said['idgen_shard']}, this one reads {FORMAT})"
             )
+        files = {suffix: said[suffix] for suffix in ("tar", "parquet")}
+        if VECTORS_FACT in said["facts"]:
+            files[VECTORS_SUFFIX] = said["facts"][VECTORS_FACT]
         shard = Shard(
             folder=path.parent,
             number=int(path.stem),
-            sha256={suffix: str(said[suffix]["sha256"]) for suffix in ("tar", "parquet")},
-            num_bytes={suffix: int(said[suffix]["bytes"]) for suffix in ("tar", "parquet")},
+            sha256={suffix: str(file["sha256"]) for suffix, file in files.items()},
+            num_bytes={suffix: int(file["bytes"]) for suffix, file in files.items()},
             num_planned=int(said["num_planned"]),
             num_kept=int(said["num_kept"]),
             num_people=int(said["num_people"]),

@@ -214,7 +214,7 @@ def load_source(spec: str, *, encoder: str, dim: int) -> Source:
     Args:
         spec: ``pca`` (mini's people) or ``pca:FILE``, ``vmf:FILE``, ``uniform``, ``file:FILE``,
             ``interpolation:SPEC`` (between samples of another source), or ``mixture:WEIGHT*SPEC,...`` such
-            as ``mixture:0.8*pca,0.2*uniform``.
+            as ``mixture:0.8*pca,0.2*uniform``, of sources that are no mixtures themselves.
         encoder: id of the encoder in use, which the source must be of.
         dim: its D.
 
@@ -269,6 +269,17 @@ def _interpolation(*, rest: str, encoder: str, dim: int) -> Source:
     return Interpolation(load_source(rest, encoder=encoder, dim=dim))
 
 
+def _refuse_mixture(spec: str, mixture: str) -> None:
+    """Parts of a mixture within would be taken for parts of this one: commas do not say whose they are."""
+    while spec.startswith("interpolation:"):
+        spec = spec.removeprefix("interpolation:")
+    if spec.partition(":")[0] == "mixture":
+        raise ConfigError(
+            f"a mixture holds no other one, got mixture:{mixture}; give all its parts side by side, each "
+            "with the product of its weights"
+        )
+
+
 @sources.register("mixture")
 def _mixture(*, rest: str, encoder: str, dim: int) -> Source:
     parts, weights = [], []
@@ -280,5 +291,6 @@ def _mixture(*, rest: str, encoder: str, dim: int) -> Source:
             weights.append(float("nan"))
         if np.isnan(weights[-1]):
             raise ConfigError(f"a mixture is mixture:WEIGHT*SPEC,WEIGHT*SPEC; there stands {text!r}")
+        _refuse_mixture(spec, rest)
         parts.append(load_source(spec, encoder=encoder, dim=dim))
     return Mixture(parts, weights)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from idgen.blocklist import Blocklist
 from idgen.faces.onnx_session import threads_each
 from idgen.opening import Kit, model_folder, open_kit
 from idgen.provenance import Provenance
 from idgen.synth.curate import Curator, Verdict
-from idgen.synth.embeddings import EMBEDDINGS, write_embeddings
+from idgen.synth.dataset import PEOPLE, PLAN
+from idgen.synth.embeddings import write_embeddings
 from idgen.synth.finishing import Finish
 from idgen.synth.galleries import kept_away
 from idgen.synth.looking import Seen
@@ -27,10 +27,9 @@ from idgen.synth.making import Draft, Progress, ShardWork
 from idgen.synth.painting import Painter
 from idgen.synth.plan import Plan
 from idgen.synth.recipe import Recipe
-from idgen.synth.shards import KEPT, write_shard
+from idgen.synth.shards import KEPT, VECTORS_FACT, write_shard
 from idgen.synth.vectors import VECTORS
 
-PLAN, PEOPLE = "plan.parquet", "people"  # in the folder of a dataset
 AHEAD = 2  # shards open at once: one is drawn while the last pictures of the other are judged
 BACKLOG = 32  # looks that may wait while a GPU draws
 BLOCKED = "blocked"  # the decision on what the model's own safety checker made black
@@ -68,7 +67,7 @@ class Workshop:
             people=self.people,
             grammar=self.plan.grammar,
             real=kept_away(recipe.dataset, recipe.rules, self.kit.encoders),
-            blocklist=Blocklist.load(),
+            blocklist=recipe.blocklist,
             allow_unchecked=recipe.allow_unchecked,
         )
 
@@ -113,7 +112,7 @@ class Workshop:
         """Put a shard onto the disk: vectors, pictures and rows, and what says that it is finished."""
         dataset = self.recipe.dataset
         vectors = {d.key: d.seen.vectors for d in shard.drafts if d.is_kept and d.seen is not None}
-        facts = {**self.recipe.facts, EMBEDDINGS: write_embeddings(dataset, shard.number, vectors)}
+        facts = {**self.recipe.facts, VECTORS_FACT: write_embeddings(dataset, shard.number, vectors)}
         write_shard(dataset, shard.number, map(self.row, shard.drafts), facts=facts)
 
     def row(self, draft: Draft) -> tuple[dict[str, Any], bytes | None]:

@@ -16,6 +16,7 @@ from idgen import __version__
 from idgen.report.format import number
 from idgen.synth.counts import counts_of_attributes, kept_rows
 from idgen.synth.shards import KEPT
+from idgen.synth.training_data import data_of_people
 
 if TYPE_CHECKING:
     import pyarrow
@@ -74,7 +75,7 @@ def datasheet(
     further = {key: value for key, value in about.items() if key not in PLACED}
     sections = [
         ("What it is", _what(exported, num_shards, about)),
-        ("Models and data it was made from", _facts(about, MADE_FROM, "not recorded")),
+        ("Models and data it was made from", _facts(_with_people(about), MADE_FROM, "not recorded")),
         ("Licences", _facts(about, LICENCES, "not recorded: ask its maker before you use it")),
         ("What was planned and what was kept", [*_decisions(planned), "", *_facts(about, YIELD, "")]),
         ("Rules by which pictures were kept", _facts(about, RULES, "not recorded")),
@@ -91,6 +92,16 @@ def datasheet(
     for title, body in sections:
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
+
+
+def _with_people(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What dataset.json says, and what the distribution was fitted to that its people were drawn from."""
+    sources, data = about.get("sources"), about.get("data", {})
+    spec = sources.get("people") if isinstance(sources, Mapping) else None
+    if not isinstance(spec, str) or not isinstance(data, Mapping):
+        return about
+    fitted = {f"people ({source})": found for source, found in data_of_people(spec).items()}
+    return {**about, "data": {**data, **fitted}}
 
 
 def _what(exported: Exported, num_shards: int, about: Mapping[str, Any]) -> list[str]:

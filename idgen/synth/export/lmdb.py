@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from idgen.data.pictures import Picture
 from idgen.errors import ConfigError, ImageError, ModelNotFoundError
 from idgen.synth.export.base import ALL_KINDS, Person, class_names, identities_of
+from idgen.synth.export.beside import Beside
 from idgen.synth.export.plain_pickle import read_plain_pickle
 
 if TYPE_CHECKING:
@@ -191,12 +192,16 @@ def _unpacked(value: bytes | None, source: str) -> Any:  # noqa: ANN401 - plain 
         raise ImageError(f"{source} is neither msgpack nor a pickle of plain data: {error}") from None
 
 
-def read_lmdb(path: Path) -> list[Picture]:
+def read_lmdb(path: Path, *, with_labels: bool = False) -> list[Picture]:
     """The pictures of an LMDB of that family; their class numbers are read once, and so is the whole file.
+
+    Args:
+        path: the file, or its folder.
+        with_labels: whether what the manifest of an export beside it says is kept too.
 
     Raises:
         ImageError: if it is damaged, or of another family.
-        ConfigError: if a class number has no name.
+        ConfigError: if a class number has no name, or the manifest is of another set.
         ModelNotFoundError: if lmdb is not installed.
     """
     database = _database(path)
@@ -210,7 +215,14 @@ def read_lmdb(path: Path) -> list[Picture]:
     beside = path if path.is_dir() else path.parent
     people = identities_of(labels, class_names(beside), source=path)
     width = len(str(len(keys)))
-    return [
+    pictures = [
         Picture(identity=identity, name=f"{number:0{width}d}", stored=Value(database, key))
         for number, (key, identity) in enumerate(zip(keys, people, strict=True))
+    ]
+    if not with_labels:
+        return pictures
+    manifest = Beside(beside, "entry", source=path)
+    return [
+        manifest.describe(picture, key.decode("ascii", "replace"), label)
+        for picture, key, label in zip(pictures, keys, labels, strict=True)
     ]

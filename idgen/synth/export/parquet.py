@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from idgen.data.pictures import Picture, labels_of_row
+from idgen.data.pictures import Picture
 from idgen.errors import ConfigError, ImageError
 from idgen.synth.export.base import ALL_KINDS, Item, Person, checked_shard_mb, class_names, identities_of
+from idgen.synth.export.beside import exact_labels
 
 if TYPE_CHECKING:
     import pyarrow
@@ -225,7 +226,7 @@ def _pictures_of(path: Path, *, with_labels: bool) -> list[Picture]:
             stored=cell,
             prompt=str(row.get("prompt") or ""),
             reference=str(row.get("reference") or ""),
-            labels=labels_of_row(row) if with_labels else {},
+            labels=exact_labels(row) if with_labels else {},
         )
         for number, (identity, cell, row) in enumerate(zip(people, cells, rows, strict=True))
     ]

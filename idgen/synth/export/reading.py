@@ -1,16 +1,19 @@
 """A set of pictures with their people, in whichever format it is; nothing is in memory but where they lie."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from idgen.data.pictures import MANIFEST, Picture, PictureSet, encoders_of_table, read_pictures
 from idgen.errors import ConfigError, ImageError
 from idgen.synth.dataset import Dataset, is_dataset
+from idgen.synth.export.beside import described, rows_of_table
 from idgen.synth.export.lmdb import read_lmdb
 from idgen.synth.export.parquet import read_parquet
 from idgen.synth.export.recordio import read_recordio
 from idgen.synth.export.webdataset import read_webdataset
+from idgen.synth.shards import KEPT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ def open_labelled(path: str | Path, *, with_labels: bool = False) -> PictureSet:
     path = Path(path).expanduser()
     found = recognise(path)
     if found.format == "folder":
-        return read_pictures(path)
+        return _of_folder(path, with_labels=with_labels)
     if found.format == "dataset":
         dataset = Dataset.open(path)
         pictures, encoders = _of_dataset(dataset, with_labels=with_labels), dataset.encoder_ids
@@ -57,8 +60,8 @@ def open_labelled(path: str | Path, *, with_labels: bool = False) -> PictureSet:
 READERS: dict[str, Callable[[Sequence[Path], bool], list[Picture]]] = {
     "webdataset": lambda files, with_labels: read_webdataset(files, with_labels=with_labels),
     "parquet": lambda files, with_labels: read_parquet(files, with_labels=with_labels),
-    "recordio": lambda files, _: read_recordio(files[0]),
-    "lmdb": lambda files, _: read_lmdb(files[0]),
+    "recordio": lambda files, with_labels: read_recordio(files[0], with_labels=with_labels),
+    "lmdb": lambda files, with_labels: read_lmdb(files[0], with_labels=with_labels),
 }
 
 
@@ -75,7 +78,7 @@ def recognise(path: Path) -> Found:
         return _in_folder(path)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return Found(format="parquet" if _holds_pictures(path) else "folder", files=(path,))
+        return Found(format=_of_table(path), files=(path,))
     known = {".tar": "webdataset", ".rec": "recordio", ".lmdb": "lmdb", ".mdb": "lmdb"}
     if suffix not in known:
         raise ConfigError(
@@ -113,18 +116,52 @@ def _tables(path: Path) -> list[Path]:
 
 def _holds_pictures(path: Path) -> bool:
     """Whether a table has the pictures themselves, and not only their paths."""
+    return bool({"image", "bytes"} & set(_columns(path)))
+
+
+def _columns(path: Path) -> list[str]:
     import pyarrow
     import pyarrow.parquet  # heavy
 
     try:
-        return bool({"image", "bytes"} & set(pyarrow.parquet.read_schema(path).names))
+        return pyarrow.parquet.read_schema(path).names
     except (pyarrow.ArrowException, OSError) as error:
         raise ImageError(f"{path} is not a Parquet file that can be read: {error}") from None
 
 
+def _of_table(path: Path) -> str:
+    """The format of a Parquet file.
+
+    Raises:
+        ConfigError: if it neither holds pictures nor says where they lie.
+    """
+    if _holds_pictures(path):
+        return "parquet"
+    if "path" not in _columns(path):
+        raise ConfigError(
+            f"{path} neither holds pictures nor says where they lie: it has no column image (bytes) and none "
+            "of path. Name the set that it lists, or make a folder of that: `idgen synthesize import SET "
+            "--out DIR`"
+        )
+    return "folder"
+
+
+def _of_folder(path: Path, *, with_labels: bool) -> PictureSet:
+    """A folder of people, or a table of paths."""
+    found = read_pictures(path)
+    table = path / MANIFEST if path.is_dir() else path
+    if not with_labels or not table.is_file():
+        return found
+    rows: dict[Path | None, dict[str, Any]] = {
+        table.parent / str(place): row for place, row in rows_of_table(table, "path").items()
+    }
+    return replace(found, pictures=tuple(described(p, rows.get(p.path)) for p in found.pictures))
+
+
 def _of_dataset(dataset: Dataset, *, with_labels: bool) -> list[Picture]:
     if with_labels:
-        return list(dataset.kept())
+        rows = [row for row in dataset.manifest().to_pylist() if row["decision"] == KEPT]
+        return [described(picture, row) for picture, row in zip(dataset.kept(), rows, strict=True)]
     known: dict[str, str] = {}  # one text a person, not one a picture
     return [
         Picture(identity=known.setdefault(p.identity, p.identity), name=p.name, stored=p.stored)

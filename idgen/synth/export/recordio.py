@@ -22,6 +22,7 @@ from PIL import Image
 from idgen.data.pictures import Picture
 from idgen.errors import ConfigError, ImageError
 from idgen.synth.export.base import Item, Person, class_names, identities_of
+from idgen.synth.export.beside import Beside
 
 if TYPE_CHECKING:
     import pyarrow
@@ -190,12 +191,16 @@ def _labels_of(data: bytes, path: Path) -> tuple[tuple[float, ...], int]:
     return struct.unpack_from(f"<{num}f", data, HEADER.size), end
 
 
-def read_recordio(rec: Path) -> list[Picture]:
+def read_recordio(rec: Path, *, with_labels: bool = False) -> list[Picture]:
     """The pictures of a .rec file, by the .idx beside it; without one the file is read through.
+
+    Args:
+        rec: the file.
+        with_labels: whether what the manifest of an export beside it says is kept too.
 
     Raises:
         ImageError: if a file is damaged.
-        ConfigError: if a label is no class number.
+        ConfigError: if a label is no class number, or the manifest is of another set.
     """
     try:
         with rec.open("rb", buffering=0) as file:
@@ -207,9 +212,16 @@ def read_recordio(rec: Path) -> list[Picture]:
         raise ImageError(f"cannot read {rec}: {error.strerror or error}") from None
     people = identities_of(list(labels.values()), class_names(rec.parent), source=rec)
     width = len(str(max(labels, default=0)))
-    return [
+    pictures = [
         Picture(identity=identity, name=f"{number:0{width}d}", stored=Record(rec, starts[number]))
         for number, identity in zip(labels, people, strict=True)
+    ]
+    if not with_labels:
+        return pictures
+    manifest = Beside(rec.parent, "record", source=rec)
+    return [
+        manifest.describe(picture, number, label)
+        for picture, (number, label) in zip(pictures, labels.items(), strict=True)
     ]
 
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from idgen.data.pictures import Picture, Slice, labels_of_row
+from idgen.data.pictures import Picture, Slice
 from idgen.errors import ConfigError, ImageError
 from idgen.synth.export.base import ALL_KINDS, Person, checked_shard_mb, class_names, identities_of
+from idgen.synth.export.beside import exact_labels
 from idgen.synth.shards import row_as_json
 from idgen.synth.tars import END, members, packed_member
 
@@ -116,7 +117,7 @@ def read_webdataset(paths: Sequence[Path], *, with_labels: bool) -> list[Picture
                 stored=sample[pictures[0]],
                 prompt=str(row.get("prompt") or "") if with_labels else "",
                 reference=str(row.get("reference") or "") if with_labels else "",
-                labels=labels_of_row(row) if with_labels else {},
+                labels=exact_labels(row) if with_labels else {},
             )
             if isinstance(who, str):
                 found.append(picture)
