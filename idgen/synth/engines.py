@@ -248,7 +248,7 @@ def _as_here(error: Exception, shard: int) -> Exception:
     """
     import ray.exceptions  # pyright: ignore[reportMissingImports]
 
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    cause = getattr(error, "cause", None) or error
     if not isinstance(cause, ray.exceptions.RayError):
         return cause
     return WorkerError(f"shard {shard:05d} was not made: {str(cause).splitlines()[0]}")
