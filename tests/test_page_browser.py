@@ -201,7 +201,7 @@ def test_a_dataset_is_made_by_keyboard_and_measured_on_a_phone(
     for elem_id in ("dataset-people", "dataset-pictures"):
         visit.tab_to(f"#{elem_id} input[type=number]")
         page.keyboard.press("Control+a")
-        page.keyboard.type("2")
+        page.keyboard.type("3")  # several batches, so that it is seen to grow
     visit.tab_to("#dataset-make")
     page.keyboard.press("Enter")
     page.locator("#dataset-status .kept img").first.wait_for()
